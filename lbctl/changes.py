@@ -1,4 +1,4 @@
-"""Changes, before and after: how a plan reads, and what must be asked before it is carried out."""
+"""Shows the plan of a change, asks where necessary, and reports what was done."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PLANNED = {action: f"would be {done}" for action, done in PAST.items()}
 
 
 class RefusedError(SteelyardError):
-    """Something that lbctl does not do without being told twice."""
+    """Something that lbctl only does when it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An edit as ``POST /v1/edit`` takes it."""
+    """One edit, in the form that ``POST /v1/edit`` takes."""
 
     op: str
     service: str | None = None
@@ -51,12 +51,12 @@ class Order:
 
 
 def said(env: Environment) -> dict[str, object]:
-    """The field of a request with what the person says about the change; none if nothing."""
+    """Return the request field with the person's message about the change; empty without one."""
     return {"message": env.message} if env.message else {}
 
 
 def change(env: Environment, *orders: Order, dry_run: bool) -> None:
-    """Carry out orders that take nothing away, all or none, and show what they changed."""
+    """Carry out orders that remove nothing, all or none, and show what they changed."""
     report(env, _post(env, env.agent_to_change(), *orders, dry_run=dry_run))
 
 
@@ -68,10 +68,10 @@ def remove(
     yes: bool,
     first: Callable[[], None] = lambda: None,
 ) -> None:
-    """Carry out a removal: shown, and asked for, unless ``yes``. ``first`` is called before it."""
+    """Carry out a removal. Show it and ask first, unless ``yes``; call ``first`` before it."""
     if not (dry_run or yes or env.interactive):
         raise RefusedError(
-            f"not removing {order.target} unasked: there is no terminal to ask on",
+            f"not removing {order.target} without a confirmation: there is no terminal to ask on",
             remedy="--yes removes without asking, --dry-run shows what would happen",
         )
     agent = env.agent_to_change()
@@ -91,7 +91,7 @@ def remove(
 def order_cut(
     env: Environment, agent: Agent, path: str, body: Mapping[str, object], *, yes: bool
 ) -> dict[str, Any]:
-    """Give an order that may turn out to cut open flows: then it is asked for, unless ``yes``."""
+    """Give an order that may cut open flows; if it would, ask first, unless ``yes``."""
     if not yes:
         try:
             return agent.post(path, body)
@@ -105,7 +105,7 @@ def order_cut(
 
 
 def change_silently(env: Environment, order: Order) -> None:
-    """Carry out an order that is part of another one."""
+    """Carry out an order that is part of another one, without a report."""
     _post(env, env.agent_to_change(), order, dry_run=False)
 
 
@@ -120,9 +120,10 @@ def carry_out(
     yes: bool,
     may_ask: bool = True,
 ) -> None:
-    """Give an order that may remove something, and whose ``plan`` is known: shown, and asked for,
-    unless ``yes``; without a terminal only what removes nothing is done. ``what``: in a word, for
-    the question.
+    """Give an order that may remove something, with its ``plan`` already known.
+
+    Show the plan and ask first, unless ``yes``; without a terminal, refuse if anything would be
+    removed. ``what`` is the verb for the question.
     """
     if not plan["changes"]:
         report(env, plan | {"applied": True})
@@ -139,14 +140,14 @@ def carry_out(
     if removals:
         show_plan(env, plan)
         raise RefusedError(
-            f"nothing is changed unasked, with {counted(removals)}: there is no terminal to ask on",
+            f"not done without a confirmation, with {counted(removals)}: no terminal to ask on",
             remedy="--yes does it without asking",
         )
     report(env, order_cut(env, agent, path, body, yes=False))
 
 
 def ask(env: Environment, question: str) -> None:
-    """Go on only if the person says yes."""
+    """Return only if the person says yes."""
     if not env.confirm(question):
         raise RefusedError("nothing was changed")
 
@@ -165,7 +166,7 @@ def _post(env: Environment, agent: Agent, *orders: Order, dry_run: bool) -> dict
 
 
 def guess(agent: Agent, service: str, backend: str | None) -> str:
-    """The remedy for a service or backend that the agent does not know."""
+    """Return the remedy for a service or backend that the agent does not know."""
     services = {view["name"]: view for view in agent.get("/v1/services")["services"]}
     if service not in services or backend is None:
         return did_you_mean(service, services, what="services")
@@ -174,13 +175,13 @@ def guess(agent: Agent, service: str, backend: str | None) -> str:
 
 
 def report(env: Environment, result: Data) -> None:
-    """The changes on standard output, and in words whether they were made."""
+    """Write the changes to standard output, and a note whether they were made."""
     emit(env, result, lambda data: change_lines(data["changes"]) or ["no change"])
     _summary(env, result)
 
 
 def show_plan(env: Environment, result: Data) -> None:
-    """What is about to happen: data for a reader of tables, a message where JSON will follow."""
+    """Show what is about to happen: as data in a table, or as a message if JSON will follow."""
     text = page(env, change_lines(result["changes"]) or ["no change"])
     if env.output is Output.TABLE:
         env.write(text)
@@ -189,7 +190,7 @@ def show_plan(env: Environment, result: Data) -> None:
 
 
 def report_done(env: Environment, result: Data) -> None:
-    """After a plan that was shown: only that it was carried out."""
+    """Report that a plan which was already shown has been carried out."""
     if env.output is not Output.TABLE:
         emit(env, result, lambda _: [])
     _summary(env, result)
@@ -205,11 +206,11 @@ def _summary(env: Environment, result: Data) -> None:
             env.note(f"dry run, nothing was changed: {counted(result['changes'], PLANNED)}")
 
 
-SETTINGS = "settings"  # the kind of a change that is of no service and no backend
+SETTINGS = "settings"  # the kind of a change that belongs to neither a service nor a backend
 
 
 def counted(changes: Sequence[Data], words: Mapping[str, str] = PAST) -> str:
-    """1 backend added, 2 services changed; or what would be, with the words of a plan."""
+    """Return "1 backend added, 2 services changed", or the same in the words of a plan."""
     tally = Counter((entry["kind"], entry["action"]) for entry in changes)
     return ", ".join(
         f"{_number_of(kind, number)} {words[action]}" for (kind, action), number in tally.items()
@@ -223,7 +224,7 @@ def _number_of(kind: str, number: int) -> str:
 
 
 def change_lines(changes: Sequence[Data], *, effects: bool = True) -> list[object]:
-    """A plan as lines: sign, what, its fields, and what it does to traffic."""
+    """Return a plan as lines: sign, object, changed fields, and the effect on traffic."""
     from rich.text import Text
 
     result: list[object] = []
@@ -252,7 +253,7 @@ def _fields(action: str, fields: Sequence[Data]) -> str:
 
 
 def value(given: object) -> str:
-    """A configured value on one line."""
+    """Return a configured value on one line."""
     if given is None:
         return "(default)"
     if isinstance(given, bool):
@@ -265,6 +266,6 @@ def value(given: object) -> str:
 
 
 def require(values: Mapping[str, object], ctx: click.Context) -> None:
-    """A ``set`` that sets nothing is a mistake."""
+    """Raise UsageError if a ``set`` command sets nothing."""
     if not values:
         raise click.UsageError("nothing to set: give at least one option", ctx)

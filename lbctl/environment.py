@@ -1,6 +1,6 @@
-"""What a command may touch: the agent, the two output streams, the person at the terminal.
+"""Owns what a command may touch: the agent, the two output streams, the person at the terminal.
 
-It travels as click's ``ctx.obj``, so that a test runs a command with another one.
+It travels as click's ``ctx.obj``, so that a test can run a command with a different one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
 
 
 class Output(enum.Enum):
-    """Shapes of an answer."""
+    """The formats of the output."""
 
     TABLE = "table"
     JSON = "json"
@@ -30,7 +30,7 @@ class Output(enum.Enum):
 
 
 class Agent(Protocol):
-    """What the commands need of ``agent.api.client.Client``."""
+    """The part of ``agent.api.client.Client`` that the commands need."""
 
     def get(
         self, path: str, params: Mapping[str, str | int | None] | None = None
@@ -48,7 +48,9 @@ _TOLD_AFTER_S = 3.0
 
 
 class _Patient:
-    """An agent that is given its time for a change; the person who waits is told after a while."""
+    """An agent that gets enough time for a change; tells the person after a while why it takes
+    long.
+    """
 
     def __init__(self, agent: Agent, note: Callable[[str], None]) -> None:
         self._agent, self._note = agent, note
@@ -64,7 +66,9 @@ class _Patient:
         return self._agent.stream(path, params)
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        told = "the agent is still at it: features that are new take a new program, compiled first"
+        told = (
+            "the agent is still working: a new feature needs a new program, which is being compiled"
+        )
         timer = threading.Timer(_TOLD_AFTER_S, self._note, [told])
         timer.daemon = True
         timer.start()
@@ -75,7 +79,7 @@ class _Patient:
 
 
 def _connect(socket: Path, timeout_s: float) -> Agent:
-    from agent.api.client import Client  # http.client would double the time of --help
+    from agent.api.client import Client  # importing http.client would double the time of --help
 
     return Client(socket, timeout_s)
 
@@ -98,7 +102,7 @@ def _colour() -> bool:
 
 @dataclass(slots=True)
 class Environment:
-    """``width`` None: no terminal, lines are as long as they need to be."""
+    """``width`` None: there is no terminal, and lines are as long as they need to be."""
 
     socket: Path = DEFAULT_SOCKET
     output: Output = Output.TABLE
@@ -107,7 +111,7 @@ class Environment:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     stdin: TextIO = field(default_factory=lambda: sys.stdin)
     width: int | None = field(default_factory=_width)
-    height: int | None = field(default_factory=_height)  # of the terminal, None as for width
+    height: int | None = field(default_factory=_height)  # of the terminal; None as for width
     colour: bool = field(default_factory=_colour)
     interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stderr.isatty())
     confirm: Callable[[str], bool] = _confirm
@@ -115,20 +119,20 @@ class Environment:
     sleep: Callable[[float], None] = time.sleep
 
     def agent(self, timeout_s: float = 10.0) -> Agent:
-        """The agent behind the socket."""
+        """Return the agent behind the socket."""
         return self.connect(self.socket, timeout_s)
 
     def agent_to_change(self) -> Agent:
-        """The same, for an order that may take its time."""
+        """Return the agent, with a timeout for orders that may take long."""
         return _Patient(self.agent(CHANGE_TIMEOUT_S), self.note)
 
     def write(self, text: str) -> None:
-        """Data, for whoever reads our standard output."""
+        """Write data to standard output."""
         self.stdout.write(text if text.endswith("\n") else f"{text}\n")
         self.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A message for the person, never part of the data."""
+        """Write a message for the person to standard error; it is never part of the data."""
         self.stderr.write(f"{text}\n")
         self.stderr.flush()
 

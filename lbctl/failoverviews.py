@@ -1,4 +1,4 @@
-"""How failover reads: who is master and why, mismatches, the exchange of flows."""
+"""Shows failover: who is master and why, mismatches, the exchange of flows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ type Row = Mapping[str, Any]
 
 ROLE_STYLES = {"master": "bold green", "backup": "cyan", "fault": "bold red", "init": "yellow"}
 _SYNC_STYLES = {"connected": "green", "connecting": "yellow", "refused": "bold red"}
-_ENDED = "over"  # why a flow that was told was not taken: no trouble
+_ENDED = "over"  # a flow that had ended when its record arrived: no trouble
 _SLOW_LAG_S = 1.0
 
 
 def summary_lines(data: Row) -> Iterator[Text]:
-    """One line for each instance and each peer of flow sync, as part of `lbctl status`."""
+    """Yield one line for each instance and each peer of flow sync, as part of `lbctl status`."""
     if data["problem"]:
         yield Text(data["problem"], "bold red")
     for row in data["instances"]:
@@ -36,12 +36,12 @@ def summary_lines(data: Row) -> Iterator[Text]:
 
 
 def role(word: str) -> Text:
-    """A role, coloured."""
+    """Return a role, coloured."""
     return Text(word, ROLE_STYLES.get(word, ""))
 
 
 def instance_table(rows: list[Row]) -> Table:
-    """The virtual routers."""
+    """Return the table of virtual routers."""
     columns = (
         Column("INSTANCE"),
         Column("ROLE"),
@@ -67,7 +67,7 @@ def _instance_cells(row: Row) -> tuple[Cell, ...]:
 
 
 def _priority(row: Row) -> str:
-    """The configured priority, and the effective one where it is another."""
+    """Return the configured priority, and the effective one if it differs."""
     if row["method"] == "announce":
         return "-"
     configured, effective = row["priority_configured"], row["priority_effective"]
@@ -82,7 +82,7 @@ def _why(row: Row) -> str:
 
 
 def problem_lines(rows: list[Row]) -> list[Text]:
-    """The mismatches with other nodes, and what this one cannot do."""
+    """Return the mismatches with other nodes, and what this node cannot do."""
     return [_problem_line(row["name"], problem) for row in rows for problem in row["problems"]]
 
 
@@ -97,7 +97,7 @@ def _problem_line(name: str, problem: Row) -> Text:
 
 
 def process_line(data: Row) -> Text:
-    """The failover process itself."""
+    """Return the line about the failover process itself."""
     process = data["process"]
     if process is None:
         return Text(f"failover process: {data['problem'] or 'unknown'}", "bold red")
@@ -112,15 +112,15 @@ def process_line(data: Row) -> Text:
 
 
 def sync_lines(data: Row) -> list[Text]:
-    """The exchange of flows with each peer."""
+    """Return the lines about the exchange of flows with each peer."""
     lines = [_sync_line(peer) for peer in data["peers"]]
     if data["problem"]:
         lines.insert(0, Text(f"flow sync: {data['problem']}", "bold red"))
-    if last := data.get("last_move_lacking_flows"):  # an agent of before this has none
+    if last := data.get("last_move_lacking_flows"):  # older agents do not report it
         number = humanise.plural(data["moves_lacking_flows_total"], "move")
         lines.append(
             Text(
-                f"PROBLEM {number} from here before the other balancer had all flows, the last"
+                f"PROBLEM {number} from this node before the other balancer had all flows, the last"
                 f" {humanise.age(last['age_s'])} ago: {last['why']}",
                 "yellow",
             )
@@ -133,18 +133,18 @@ def _sync_line(peer: Row) -> Text:
     line = _peer_line(who, peer)
     line.append(
         f"; {humanise.count(peer['flows_sent_total'])} flows sent,"
-        f" {humanise.count(peer['flows_installed_total'])} taken"
+        f" {humanise.count(peer['flows_installed_total'])} accepted"
     )
     dropped = sum(n for reason, n in peer["flows_dropped_total"].items() if reason != _ENDED)
     if dropped:
-        line.append(f", {humanise.count(dropped)} could not be taken", "yellow")
+        line.append(f", {humanise.count(dropped)} were not accepted", "yellow")
     return line
 
 
 def _peer_line(who: str, peer: Row) -> Text:
     state, lag_s = peer["state"], peer["lag_s"]
     line = Text.assemble(f"flow sync with {who}: ", (state, _SYNC_STYLES.get(state, "")))
-    if state != "connected" and "why" in peer:  # not of an agent of before
+    if state != "connected" and "why" in peer:  # older agents do not report it
         line.append(f" for {humanise.age(peer['since_s'])}: {peer['why']}")
     elif state == "connected" and lag_s is not None:
         shown = f", lag {humanise.duration(lag_s)}"

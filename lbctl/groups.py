@@ -1,7 +1,7 @@
-"""Command groups: commands are imported when they are run, and a mistyped one is guessed.
+"""Command groups that import a command when it is run, and suggest a name for a mistyped one.
 
-``lbctl --help`` must not pay for what it does not run, so the short help of the top-level
-commands is written down in a table; a test compares it with the commands themselves.
+``lbctl --help`` must not pay for commands that it does not run, so the short help of the top-level
+commands is kept in a table; a test compares it with the commands themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """Where a command is, and what the help says before it is imported."""
+    """Where a command is, and its help text before it is imported."""
 
     name: str
     module: str
@@ -32,25 +32,25 @@ class LazyCommand:
 
 
 class CliError(click.ClickException):
-    """An error of ours as click reports it: on stderr, with our exit code."""
+    """One of our errors as click reports it: on stderr, with our exit code."""
 
     exit_code = EXIT_FAILED
 
     def __init__(self, error: SteelyardError) -> None:
-        # One problem: the error itself, whose remedy may have been bettered on its way here.
+        # A single problem is the error itself; its remedy may have been improved on the way here.
         problems = getattr(error, "problems", ())
         shown = problems if len(problems) > 1 else (error,)
         super().__init__("\n".join(str(problem) for problem in shown))
 
 
 class CliUnreachableError(CliError):
-    """Nobody answered."""
+    """No agent answered."""
 
     exit_code = EXIT_UNREACHABLE
 
 
 class SuggestingGroup(click.Group):
-    """A group that keeps its commands in order, and guesses what a mistyped one was meant to be."""
+    """A group that lists its commands in order, and suggests a command for a mistyped name."""
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -65,12 +65,12 @@ class SuggestingGroup(click.Group):
         if name in known or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         guess = nearest(name, known)
-        hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(known)}"
+        hint = f"did you mean {guess}?" if guess else f"available: {', '.join(known)}"
         raise click.UsageError(f"no such command {name!r}; {hint}", ctx)
 
 
 class LazyGroup(SuggestingGroup):
-    """The root: imports a command when it is run, and turns our errors into exit codes."""
+    """The root group: imports a command when it is run, and turns our errors into exit codes."""
 
     table: tuple[LazyCommand, ...] = ()
 
@@ -104,5 +104,5 @@ class LazyGroup(SuggestingGroup):
         except SteelyardError as error:
             raise CliError(error) from error
         except KeyboardInterrupt:
-            # The shell's convention, where no command has a better answer.
+            # The shell's convention, if no command has a better exit code.
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None

@@ -1,7 +1,7 @@
-"""Decides which columns of a table fit the width at hand, and lays its lines out.
+"""Decides which columns of a table fit the available width, and formats its lines.
 
-Names are never cut. Prose (why something is as it is) wraps, or moves to a line of its own
-below the row; after that the columns that matter least are left out, and named.
+Names are never cut. Prose (the reason of a state) wraps, or moves to a line of its own
+below the row; after that the least important columns are left out, and named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ MIN_PROSE_BELOW = 30
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``drop``: left out the sooner the higher, 0 never. ``prose``: at most one column."""
+    """``drop``: the higher, the sooner the column is left out; 0: never. ``prose``: at most one
+    column.
+    """
 
     header: str
     right: bool = False
@@ -39,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows; ``prose_under`` names the column that prose is put below."""
+    """Columns and rows; ``prose_under`` names the column below which prose is placed."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -48,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The columns kept, by index, with their widths; ``below``: prose has its own lines."""
+    """The columns kept, by index, with their widths; ``below``: prose is on separate lines."""
 
     kept: tuple[int, ...]
     widths: dict[int, int]
@@ -57,7 +59,7 @@ class Fit:
 
 
 def fit(table: Table, width: int | None) -> Fit:
-    """The fullest layout that the width allows."""
+    """Return the fullest layout that the width allows."""
     natural = _natural_widths(table)
     every = tuple(range(len(table.columns)))
     if width is None or _total(every, natural) <= width:
@@ -80,7 +82,7 @@ def fit(table: Table, width: int | None) -> Fit:
 
 
 def lines(table: Table, width: int | None) -> tuple[list[Text], tuple[str, ...]]:
-    """The table as lines, header first, and the headers of the columns left out."""
+    """Return the table as lines, header first, and the headers of the columns left out."""
     chosen = fit(table, width)
     output = [
         _line(table, chosen, [Cell(column.header, "bold") for column in table.columns], wrap=False)
@@ -108,7 +110,7 @@ def _prose_lines(table: Table, prose: int, room: int) -> int:
 
 
 def _line(table: Table, chosen: Fit, cells: list[Cell], *, wrap: bool) -> Text:
-    """One row; prose that wraps makes it several lines of one Text."""
+    """Return one row; prose that wraps makes it several lines of one Text."""
     columns = [
         textwrap.wrap(cells[i].text, max(chosen.widths[i], 1)) or [""]
         if wrap and table.columns[i].prose

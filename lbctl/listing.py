@@ -1,4 +1,4 @@
-"""What lists have in common: which rows, in which order, and how many."""
+"""Options that all lists share: which rows, in which order, and how many."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ type Sorts = Mapping[str, Callable[[Any], Any]]
 
 
 def list_options(sorts: Sorts, states: Iterable[str]) -> Decorator:
-    """``--state``, ``--sort`` and ``--limit``."""
+    """Add ``--state``, ``--sort`` and ``--limit``."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
@@ -24,7 +24,7 @@ def list_options(sorts: Sorts, states: Iterable[str]) -> Decorator:
             click.option(
                 "--sort",
                 type=WordType(sorts),
-                help="Largest first; names and states in their order.",
+                help="Largest first; names in alphabetical order, states with the worst first.",
             ),
             click.option(
                 "--state",
@@ -41,11 +41,15 @@ def list_options(sorts: Sorts, states: Iterable[str]) -> Decorator:
 
 
 def listed[T](rows: Sequence[T], sorts: Sorts, sort: str | None, limit: int | None) -> list[T]:
-    """The rows to show."""
+    """Return the rows to show."""
     ordered = sorted(rows, key=sorts[sort]) if sort else list(rows)
     return ordered[:limit]
 
 
 def left_out(shown: int, total: int) -> list[str]:
-    """A line that says that there are more; none if there are not."""
-    return [f"{exact(shown)} of {exact(total)}; without --limit all"] if shown < total else []
+    """Return a line that says that there are more rows, if there are."""
+    return (
+        [f"{exact(shown)} of {exact(total)} shown; omit --limit to see all"]
+        if shown < total
+        else []
+    )

@@ -1,4 +1,4 @@
-"""How what is reported and learned of a backend reads."""
+"""Formats what is reported and learned about a backend."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from agent import humanise
 
 type Row = Mapping[str, Any]
 
-SHOWN_SKEW = 1.5  # a service with less is called even
+SHOWN_SKEW = 1.5  # a service below this is called even
 
 
 def queue(row: Row) -> str:
-    """Requests that run + wait in the engine; a dash where nothing is told, or it is old."""
+    """Return the requests that run + wait in the engine; a dash if not reported, or too old."""
     told = row["reported"]
     if told is None or told["age_s"] is None:
         return "-"
@@ -27,7 +27,7 @@ def queue(row: Row) -> str:
 
 
 def telemetry(service: Row) -> str:
-    """Who is asked about the backends of a service, and how many have answered."""
+    """Return what is asked about the backends of a service, and how many have answered."""
     asked = []
     if service["telemetry"] != "none":
         told = [backend["reported"] for backend in service["backends"]]
@@ -39,7 +39,7 @@ def telemetry(service: Row) -> str:
 
 
 def weights(service: Row) -> str:
-    """What the effective weights follow."""
+    """Return what the effective weights follow."""
     follow = []
     if service["learns_speed"]:
         told = [backend["learned"] for backend in service["backends"]]
@@ -53,11 +53,11 @@ def weights(service: Row) -> str:
 
 
 def engine(row: Row) -> str:
-    """What the engine says, in a sentence."""
+    """Return the engine's report as a sentence."""
     told = row["reported"]
     if told is None or told["source"] == "none":
         return "not asked"
-    problem = f"; no answer since: {told['problem']}" if told["problem"] else ""
+    problem = f"; no answer since then: {told['problem']}" if told["problem"] else ""
     if told["age_s"] is None:
         return f"{told['source']}: nothing yet{problem}"
     parts = []
@@ -76,18 +76,18 @@ def engine(row: Row) -> str:
     if told["values_dropped"]:
         parts.append(humanise.plural(told["values_dropped"], "impossible value") + " ignored")
     if row["hot"]:
-        parts.append("hot: chosen only where all that are compared are")
+        parts.append("hot: picked only if all the compared backends are")
     age = humanise.milliseconds(told["age_s"] * 1000)
     stale = "" if told["fresh"] else ", too old to count"
     every = ""
     if told["asked_every_s"] is not None:
         every = f", asked every {humanise.milliseconds(told['asked_every_s'] * 1000)}"
-    words = ", ".join(parts) or "no queue told"
+    words = ", ".join(parts) or "no queue reported"
     return f"{told['source']}: {words} ({age} ago{every}{stale}){problem}"
 
 
 def cached(row: Row) -> str:
-    """What came from the engine's prefix cache; a dash where nobody says."""
+    """Return the share that came from the engine's prefix cache; a dash if it is not reported."""
     told = row["reported"]
     if told is None or told["cached_ratio"] is None or not told["fresh"]:
         return "-"
@@ -95,11 +95,11 @@ def cached(row: Row) -> str:
 
 
 def gpus(row: Row) -> str:
-    """The GPUs, in a sentence; those in trouble first."""
+    """Return the state of the GPUs as a sentence, those in trouble first."""
     told = row["reported"]
     if told is None or told["gpus_source"] == "none":
         return "not asked"
-    problem = f"; no answer since: {told['gpus_problem']}" if told["gpus_problem"] else ""
+    problem = f"; no answer since then: {told['gpus_problem']}" if told["gpus_problem"] else ""
     if told["gpus_age_s"] is None:
         return f"{told['gpus_source']}: nothing yet{problem}"
     if not told["gpus"]:
@@ -111,24 +111,24 @@ def gpus(row: Row) -> str:
 
 
 def learned(row: Row) -> str:
-    """What the packet path's samples say of its speed, in a sentence."""
+    """Return what the packet path's samples show of the backend's speed, as a sentence."""
     told = row["learned"]
     if told is None:
         return "off"
     if not told["confidence"]:
         return "nothing yet: too few answers"
     worth = told["bytes_per_connection"]
-    as_connection = f"; {worth} bytes weigh as a connection" if worth else ""
+    as_connection = f"; {worth} bytes weigh as much as one connection" if worth else ""
     return (
         f"weight x {told['weight_ratio']:.2f}{as_connection}"
-        f" ({told['us_per_byte']:.2f} µs a waiting byte, {told['ms_per_connection']:.2f} ms a"
+        f" ({told['us_per_byte']:.2f} µs per waiting byte, {told['ms_per_connection']:.2f} ms per"
         f" connection, {told['base_ms']:.0f} ms at least; confidence"
         f" {humanise.percent(told['confidence'])}%, {told['samples']:.0f} samples)"
     )
 
 
 def skew(service: Row) -> str:
-    """How unevenly the busy connections lie, in a sentence."""
+    """Return how unevenly the busy connections are distributed, as a sentence."""
     told = service["skew"]
     busy = humanise.plural(service["busy_connections"], "busy connection")
     if told is None:
@@ -142,7 +142,7 @@ def skew(service: Row) -> str:
 
 
 def failures(row: Row) -> str:
-    """Requests that failed at a backend, in a sentence."""
+    """Return the requests that failed at a backend, as a sentence."""
     parts = []
     if row["error_answers_total"] is None:
         parts.append("not counted")
@@ -160,16 +160,16 @@ def failures(row: Row) -> str:
 
 
 def outlier(told: Row) -> str:
-    """When a backend is ejected, in a sentence."""
+    """Return when a backend is ejected, as a sentence."""
     many = f"{told['threshold']:.0%} of {told['requests']} or more"
     return (
         f"a backend at which {many} requests or connections fail gets no new flows for "
-        f"{humanise.duration(told['eject_s'])} (at most {told['most_ejected']} at once)"
+        f"{humanise.duration(told['eject_s'])} (at most {told['most_ejected']} at the same time)"
     )
 
 
 def objectives(told: Sequence[Row]) -> str:
-    """What was promised and what clients got, in a sentence for each."""
+    """Return what was promised and what clients got, one sentence for each objective."""
     parts = []
     for each in told:
         within, share = humanise.duration(each["within_s"]), each["late_share_last_minute"]
@@ -185,10 +185,10 @@ def objectives(told: Sequence[Row]) -> str:
 
 
 def affinity(told: Row) -> str:
-    """Where its clients' new flows go, in a sentence."""
-    named = "their client's address names"
+    """Return where a service's clients' new flows go, as a sentence."""
+    named = "their client's address selects"
     if told["prefix"]:
-        named = f"the first {told['prefix']} bits of their client's address name"
+        named = f"the first {told['prefix']} bits of their client's address select"
     how = "as configured"
     if told["escape"] == "auto":
         how = "as learned" if told["known_ms"] is not None else "until more is known"
@@ -200,14 +200,14 @@ def affinity(told: Row) -> str:
         text += f"; {told['known_ratio']:.0%} of requests came to a backend that knew their client"
     if told["known_ms"] is not None:
         text += (
-            f", where a usual one takes {humanise.milliseconds(told['known_ms'])} by itself, "
+            f", where a usual request takes {humanise.milliseconds(told['known_ms'])} by itself, "
             f"elsewhere {humanise.milliseconds(told['new_ms'])}"
         )
     return text
 
 
 def hottest(flows: Sequence[Row]) -> str:
-    """The flows that a backend has most work with."""
+    """Return the flows that keep a backend busiest."""
     shown = []
     for flow in flows:
         waits = flow["awaiting_answer"] and flow["waiting_bytes"]

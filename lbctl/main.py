@@ -1,4 +1,4 @@
-"""The command line of Steelyard: what commands there are, and what they all share."""
+"""The command line of Steelyard: the list of commands, and the options that they share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMANDS = (
         "status",
         "lbctl.commands.status",
         "status",
-        "The balancer on one screen: what is wrong, agent, data plane, rates, services.",
+        "Show the balancer on one screen: what is wrong, agent, data plane, rates, services.",
         SEE,
     ),
     LazyCommand(
@@ -53,35 +53,35 @@ COMMANDS = (
         "flows",
         "lbctl.commands.flows",
         "flows",
-        "Recorded flows, by service, backend, client or state.",
+        "List recorded flows, by service, backend, client or state.",
         SEE,
     ),
     LazyCommand(
         "explain",
         "lbctl.commands.explain",
         "explain",
-        "Which backend a connection would get, and why.",
+        "Show which backend a connection would get, and why.",
         SEE,
     ),
     LazyCommand(
         "trace",
         "lbctl.commands.trace",
         "trace",
-        "What the data plane decides, as it happens.",
+        "Show what the data plane decides, as it happens.",
         SEE,
     ),
     LazyCommand(
         "top",
         "lbctl.commands.top",
         "top",
-        "Services, backends and flows on a full screen, as they change.",
+        "Show services, backends and flows on a full screen, as they change.",
         SEE,
     ),
     LazyCommand(
         "events",
         "lbctl.commands.events",
         "events",
-        "What has happened, and why.",
+        "Show what has happened, and why.",
         SEE,
     ),
     LazyCommand(
@@ -116,7 +116,7 @@ COMMANDS = (
         "diff",
         "lbctl.commands.diff",
         "diff",
-        "What differs between running and written configuration.",
+        "Show what differs between running and written configuration.",
         CHANGE,
     ),
     LazyCommand(
@@ -137,14 +137,14 @@ COMMANDS = (
         "audit",
         "lbctl.commands.audit",
         "audit",
-        "Hold the running balancer against the practices of load balancing for AI.",
+        "Compare the running balancer with the practices of load balancing for AI.",
         HOST,
     ),
     LazyCommand(
         "support-bundle",
         "lbctl.commands.support_bundle",
         "support_bundle",
-        "One file with all that somebody who helps needs to see.",
+        "Write one file with everything that a helper needs to see.",
         HOST,
     ),
     LazyCommand(

@@ -58,12 +58,12 @@ output_option: Decorator = click.option(
     type=click.Choice([output.value for output in Output]),
     callback=_set_output,
     expose_value=False,
-    help="Shape of the answer.  [default: table]",
+    help="Format of the output.  [default: table]",
 )
 
 socket_option: Decorator = click.option(
     "--socket",
-    # connecting to it says more, and with the remedy
+    # connecting to it gives a better error, with the remedy
     type=click.Path(path_type=Path, readable=False),
     envvar="STEELYARD_SOCKET",
     callback=_set_socket,
@@ -71,10 +71,10 @@ socket_option: Decorator = click.option(
     help=f"The agent's socket.  [default: {DEFAULT_SOCKET}; env: STEELYARD_SOCKET]",
 )
 
-# The same two after the command; the environment variable is read once, at the root.
+# The same two options after the command; the environment variable is read once, at the root.
 _late_socket_option: Decorator = click.option(
     "--socket",
-    # connecting to it says more, and with the remedy
+    # connecting to it gives a better error, with the remedy
     type=click.Path(path_type=Path, readable=False),
     callback=_set_socket,
     expose_value=False,
@@ -82,7 +82,7 @@ _late_socket_option: Decorator = click.option(
 )
 
 dry_run_option: Decorator = click.option(
-    "--dry-run", is_flag=True, help="Say what would change, and change nothing."
+    "--dry-run", is_flag=True, help="Show what would change, and change nothing."
 )
 
 
@@ -97,7 +97,7 @@ message_option: Decorator = click.option(
     metavar="TEXT",
     callback=_set_message,
     expose_value=False,
-    help="Why, in a few words; `lbctl history` and `lbctl events` show it.",
+    help="The reason, in a few words; `lbctl history` and `lbctl events` show it.",
 )
 
 yes_option: Decorator = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -116,12 +116,12 @@ watch_option: Decorator = click.option(
 
 
 def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``-o`` and ``--socket`` may also stand after the command."""
+    """Allow ``-o`` and ``--socket`` after the command, too."""
     return output_option(_late_socket_option(function))
 
 
 def services_for_completion(ctx: click.Context) -> list[dict[str, Any]]:
-    """The agent's services, or none: completion must never fail or hang."""
+    """Return the agent's services, or none: completion must never fail or hang."""
     socket: Path = ctx.meta.get(_SOCKET, DEFAULT_SOCKET)
     with contextlib.suppress(SteelyardError):
         agent = Environment(socket=socket).agent(COMPLETION_TIMEOUT_S)
@@ -177,7 +177,7 @@ class BackendName(_Type):
 
 
 class BackendFilter(BackendName):
-    """SERVICE/BACKEND, or BACKEND for one of that name in any service."""
+    """SERVICE/BACKEND, or BACKEND for a backend of that name in any service."""
 
     name = "backend"
 
@@ -207,7 +207,7 @@ class ServerName(_Type):
 
 
 class WordType(click.Choice[str]):
-    """One word of an enumeration, or of a few; a mistyped one is guessed."""
+    """A word of an enumeration; suggests one for a mistyped word."""
 
     def __init__(self, words: type[Enum] | Iterable[str]) -> None:
         super().__init__([str(w.value) if isinstance(w, Enum) else str(w) for w in words])
@@ -250,7 +250,7 @@ class NetworkType(_Type):
                 hint = "not an IPv4 or IPv6 address"
             self.fail(f"{value!r} is {hint}", param, ctx)
         if ip_address(text.partition("/")[0]) != network.network_address:
-            self.fail(f"{value!r} is an address inside of {network}", param, ctx)
+            self.fail(f"{value!r} is an address inside {network}", param, ctx)
         return str(network)
 
 
@@ -268,7 +268,7 @@ class PrefixType(_Type):
 
 
 class DurationType(_Type):
-    """A time with its unit, as the configuration has it: seconds."""
+    """A time with its unit, in the configuration's notation; converted to seconds."""
 
     name = "duration"
 

@@ -1,4 +1,4 @@
-"""Turns an answer into what the user asked for: a table, JSON or YAML."""
+"""Formats a result in the form that the user asked for: a table, JSON or YAML."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 type Data = Mapping[str, Any]
-# A piece of a page: a table, lines that are ready, or an aligned list of names and values.
+# A piece of a page: a table, finished lines, or an aligned list of names and values.
 type View[T] = Callable[[T], Sequence[object]]
 
 
 def emit[T: Data](env: Environment, data: T, view: View[T]) -> None:
-    """Write the answer to standard output; ``view`` makes the pieces of the human page."""
+    """Write a result to standard output; ``view`` makes the pieces of the page for people."""
     env.write(render(env, data, view))
 
 
 def render[T: Data](env: Environment, data: T, view: View[T]) -> str:
-    """The answer as text, in the shape that the user chose."""
+    """Return a result as text, in the format that the user chose."""
     if env.output is Output.JSON:
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     if env.output is Output.YAML:
@@ -32,14 +32,14 @@ def render[T: Data](env: Environment, data: T, view: View[T]) -> str:
 
 
 def to_yaml(data: object) -> str:
-    """Block style, in the order given."""
+    """Return the data as YAML in block style, in the given order."""
     import yaml
 
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
 def page(env: Environment, pieces: Sequence[object]) -> str:
-    """Tables and lines as text with as much colour as the terminal wants."""
+    """Return tables and lines as text, with as much colour as the terminal supports."""
     import textwrap
 
     from rich.console import Console
@@ -77,12 +77,12 @@ def page(env: Environment, pieces: Sequence[object]) -> str:
 
 
 def facts(env: Environment, pairs: Sequence[tuple[str, object]]) -> list[object]:
-    """An aligned list of names and values; long values wrap under themselves."""
+    """Return an aligned list of names and values; long values wrap under themselves."""
     return [*aligned(env.width, pairs)]
 
 
 def aligned(width: int | None, pairs: Sequence[tuple[str, object]]) -> list[Text]:
-    """The same for a width; None: lines are as long as they need to be."""
+    """Return such a list for a width; None: lines are as long as they need to be."""
     import textwrap
 
     from rich.text import Text
@@ -106,7 +106,7 @@ def aligned(width: int | None, pairs: Sequence[tuple[str, object]]) -> list[Text
 
 
 def watch(env: Environment, interval_s: float | None, once: Callable[[], str]) -> None:
-    """Show the page once, or again and again until Ctrl-C; an agent that restarts is waited for."""
+    """Show the page once, or repeatedly until Ctrl-C; wait for an agent that restarts."""
     from agent.errors import AgentUnreachableError
 
     if interval_s is None:
@@ -131,7 +131,7 @@ def watch(env: Environment, interval_s: float | None, once: Callable[[], str]) -
 
 
 def _cropped(env: Environment, text: str) -> str:
-    """As much as the screen has room for, with how much it has not."""
+    """Return as much as the screen has room for, and say how many lines are missing."""
     shown = text.splitlines(keepends=True)
     if env.height is None or len(shown) < env.height:
         return text
@@ -141,7 +141,7 @@ def _cropped(env: Environment, text: str) -> str:
 
 
 def _separated(env: Environment, text: str) -> str:
-    """Frames for a pipe: YAML documents, JSON documents, or tables with a blank line between."""
+    """Separate frames in a pipe: as YAML documents, JSON documents, or tables with a blank line."""
     if env.output is Output.YAML:
         return f"---\n{text}"
     return text if env.output is Output.JSON else f"{text}\n"

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands themselves; ``--check`` tells whether it is up to date."""
+"""Writes docs/cli.md from the commands themselves; ``--check`` says whether it is up to date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAD = """\
 
 
 def page() -> str:
-    """The whole reference."""
+    """Return the whole reference."""
     return HEAD + "\n".join(_command(click.Context(cli, info_name="lbctl"), cli, level=1)) + "\n"
 
 
@@ -39,14 +39,14 @@ def _command(ctx: click.Context, command: click.Command, *, level: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Commands to copy, and what stands above them."""
+    """Commands to copy, and the line above them."""
 
     title: str
     lines: tuple[str, ...]
 
 
 def paragraphs(command: click.Command) -> Iterator[str | Example]:
-    """The help text; a paragraph after ``\\b`` is an example."""
+    """Yield the paragraphs of the help text; a paragraph after ``\\b`` is an example."""
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if not paragraph.startswith("\b"):
             yield paragraph
@@ -56,7 +56,7 @@ def paragraphs(command: click.Command) -> Iterator[str | Example]:
 
 
 def usage(ctx: click.Context, command: click.Command) -> str:
-    """How it is called, in one line."""
+    """Return how the command is called, in one line."""
     parts = [ctx.command_path, "[OPTIONS]"]
     for param in command.params:
         if isinstance(param, click.Argument):
@@ -69,23 +69,23 @@ def usage(ctx: click.Context, command: click.Command) -> str:
 
 
 def options(command: click.Command) -> list[click.Option]:
-    """Those that people are told of, but for ``--help``."""
+    """Return the visible options, except ``--help``."""
     return [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
 
 
 def names(option: click.Option) -> str:
-    """All its names."""
+    """Return all names of an option."""
     both = ", ".join(option.secondary_opts)
     return ", ".join(option.opts) + (f" / {both}" if both else "")
 
 
 def value(option: click.Option) -> str:
-    """What is given with it; empty: nothing."""
+    """Return the placeholder of an option's value; empty: it takes none."""
     return "" if option.is_flag else option.metavar or _type(option)
 
 
 def text(option: click.Option) -> str:
-    """What it is for, and its default."""
+    """Return what an option is for, and its default."""
     told = " ".join((option.help or "").split())
     notes = []
     if option.required:
@@ -96,7 +96,7 @@ def text(option: click.Option) -> str:
 
 
 def children(ctx: click.Context, command: click.Command) -> Iterator[click.Context]:
-    """The commands of a group, each with its context."""
+    """Yield the commands of a group, each with its context."""
     if isinstance(command, click.Group):
         for name in command.list_commands(ctx):
             child = command.get_command(ctx, name)
@@ -131,7 +131,7 @@ def _type(param: click.Parameter) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or with --check compare it with the one that is there."""
+    """Write the page, or with --check compare it with the existing one."""
     made = page()
     if arguments == ["--check"]:
         if PAGE.exists() and PAGE.read_text() == made:

@@ -27,7 +27,7 @@ STATES = (
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """``name``: the one that most of its backends have."""
+    """``name``: the name that most of its backends have."""
 
     name: str
     address: str
@@ -40,23 +40,23 @@ class Server:
 
     @property
     def worst(self) -> str:
-        """The worst state that a backend of it has."""
+        """The worst state of its backends."""
         return min((str(row["state"]) for row in self.backends), key=STATES.index)
 
     @property
     def reason(self) -> str:
-        """Why it has its worst state; of several reasons the most frequent, with how many more."""
+        """The reason of its worst state: the most frequent one, and how many others there are."""
         found = Counter(row["reason"] for row in self.backends if row["state"] == self.worst)
         reason = found.most_common(1)[0][0]
         return f"{reason}; and {len(found) - 1} more" if len(found) > 1 else str(reason)
 
     def total(self, key: str) -> int:
-        """A figure of its backends together; what is not counted is 0."""
+        """Return the sum of a figure over its backends; a figure that is not counted is 0."""
         return sum(row[key] or 0 for row in self.backends)
 
 
 def servers(services: Iterable[Row]) -> list[Server]:
-    """The servers behind these services, in the order in which they come."""
+    """Return the servers behind these services, in the order in which they appear."""
     by_address: dict[str, list[Row]] = {}
     for service in services:
         for backend in service["backends"]:
@@ -68,8 +68,8 @@ def servers(services: Iterable[Row]) -> list[Server]:
 
 
 def find(known: Sequence[Server], word: str) -> list[Server]:
-    """The servers that a word names: an address, or the name of backends that are all at one
-    address, or at one of each family. Raises ApiError.
+    """Return the servers that a word names: an address, or the name of backends that are all at
+    one address, or at one of each family. Raises ApiError.
     """
     found = [server for server in known if server.address == word]
     if found:

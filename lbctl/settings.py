@@ -1,4 +1,4 @@
-"""The settings of services and backends as options, and as the configuration has them."""
+"""The settings of services and backends as options, and in the form of the configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIMITS = tuple(each.name for each in fields(Limits))
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
 _SECTIONS = ("health", "outlier", "slo", "telemetry", "node", "model", "affinity", "rebalance")
-# Options that 0 puts back to their default.
+# Options whose value 0 restores the default.
 _ZERO_IS_DEFAULT = frozenset({"source_prefix", "affinity_prefix", "quic_server_id_bytes"})
 _BACKEND = "NAME=ADDRESS[,weight=N][,port=N][,backup][,priority=N][,zone=NAME][,quic-server-id=HEX]"
 
@@ -71,7 +71,7 @@ def _limits(
 
 
 def seconds(text: str) -> object:
-    """A bare number is seconds; what has a unit is read by the agent."""
+    """Return a bare number as seconds; the agent reads a value with a unit."""
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
 
 
@@ -80,21 +80,21 @@ def _duration(_ctx: click.Context, _param: click.Parameter, given: str | None) -
 
 
 def _share(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
-    """A bare number is a share; what ends with % is read by the agent."""
+    """Return a bare number as a share; the agent reads a value that ends with %."""
     if given is None:
         return None
     return float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else given
 
 
 def _names(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
-    """Names of lists; `none` is no list."""
+    """Return the names of lists; `none` is an empty list."""
     if given is None:
         return None
     return [] if given == "none" else [name.strip() for name in given.split(",")]
 
 
 def _statuses(_ctx: click.Context, _param: click.Parameter, given: str | None) -> object:
-    """200-399 stays a range; 200,204 becomes a list."""
+    """Keep 200-399 as a range, and make a list of 200,204."""
     if given is None:
         return None
     parts = [int(part) if part.isdigit() else part for part in given.split(",")]
@@ -103,9 +103,11 @@ def _statuses(_ctx: click.Context, _param: click.Parameter, given: str | None) -
 
 _SETTINGS = (
     click.option(
-        "--vip", type=VIP, help="The address that clients connect to, or a prefix: 192.0.2.0/24."
+        "--vip",
+        type=VIP,
+        help="The address that clients connect to, or a prefix, as in 192.0.2.0/24.",
     ),
-    click.option("--port", type=PORT, help="1 to 65535, a range: 8000-8100, or any."),
+    click.option("--port", type=PORT, help="1 to 65535, a range such as 8000-8100, or any."),
     click.option("--protocol", type=WordType(Protocol), help="tcp or udp."),
     click.option(
         "--forward",
@@ -129,7 +131,7 @@ _SETTINGS = (
     click.option(
         "--count-waiting/--no-count-waiting",
         default=None,
-        help="tcp: whether request bytes that wait for their answer are counted.",
+        help="tcp: count the request bytes that wait for their answer.",
     ),
     click.option(
         "--source-prefix",
@@ -141,28 +143,28 @@ _SETTINGS = (
         "--source-bound",
         type=click.FloatRange(0, 100),
         metavar="FACTOR",
-        help="source: of its share of the connections that a backend may have, as in 1.25; 0: any.",
+        help="source: multiple of its share of connections a backend may have, as in 1.25; 0: any.",
     ),
     click.option(
         "--slow-start",
         metavar="DURATION",
         callback=_duration,
-        help="Time in which a backend that comes up reaches its weight, as in 30s; 0: at once.",
+        help="Time until a backend that comes up reaches its weight, as in 30s; 0: at once.",
     ),
     click.option(
         "--no-backend",
         type=WordType(NoBackend),
-        help="What new flows get when no backend is usable.",
+        help="What happens to new flows when no backend is usable.",
     ),
     click.option(
         "--syn-protection",
         type=WordType(SynProtection),
-        help="tcp: whether new clients have to show that they are at their address.",
+        help="tcp: whether new clients have to prove that they are at their address.",
     ),
     click.option(
         "--syn-cookies/--no-syn-cookies",
         default=None,
-        help="With --syn-protection, where servers run `lb-agent companion`: SYN cookies instead.",
+        help="With --syn-protection, if servers run `lb-agent companion`: SYN cookies instead.",
     ),
     click.option(
         "--allow",
@@ -174,7 +176,7 @@ _SETTINGS = (
         "--deny",
         callback=_names,
         metavar="LIST[,LIST]",
-        help="Sources on these lists may not; none: nobody is denied.",
+        help="Sources on these lists may begin no flow; none: nobody is denied.",
     ),
     click.option(
         "--limit",
@@ -187,13 +189,13 @@ _SETTINGS = (
     click.option(
         "--guard",
         type=WordType(GuardMode),
-        help="What becomes of sources that are blocked, denied, not allowed or beyond a limit.",
+        help="What happens to sources that are blocked, denied, not allowed or beyond a limit.",
     ),
     click.option(
         "--quic-server-id-bytes",
         type=click.IntRange(0, 8),
         metavar="N",
-        help="udp: length of the server id in QUIC connection ids; 0: they mean nothing.",
+        help="udp: length of the server id in QUIC connection ids; 0: ids are not used.",
     ),
     click.option(
         "--down-flows",
@@ -218,13 +220,13 @@ _SETTINGS = (
     click.option(
         "--health-via",
         type=WordType(Via),
-        help="What is asked besides a server's own address.",
+        help="What is checked besides a server's own address.",
     ),
     click.option(
         "--health-port",
         type=click.IntRange(1, 65_535),
         metavar="PORT",
-        help="Another port than the backend's or the service's.",
+        help="A port other than the backend's or the service's.",
     ),
     click.option("--health-interval", metavar="DURATION", callback=_duration, help="As in 2s."),
     click.option("--health-timeout", metavar="DURATION", callback=_duration, help="As in 500ms."),
@@ -232,16 +234,19 @@ _SETTINGS = (
         "--health-rise",
         type=click.IntRange(1),
         metavar="N",
-        help="Passes in a row that make it up.",
+        help="Passes in a row until it is up.",
     ),
     click.option(
-        "--health-fall", type=click.IntRange(1), metavar="N", help="Failures that make it down."
+        "--health-fall",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Failures in a row until it is down.",
     ),
     click.option(
         "--health-jitter",
         type=click.FloatRange(0, 1),
         metavar="SHARE",
-        help="Share of the interval, 0 to 1.",
+        help="Random part of the interval, 0 to 1.",
     ),
     click.option("--health-method", metavar="METHOD", help="HTTP method."),
     click.option("--health-path", metavar="PATH", help="HTTP path, as in /health."),
@@ -250,7 +255,7 @@ _SETTINGS = (
         "--health-expect-status",
         metavar="STATUS",
         callback=_statuses,
-        help="As in 200-399, or 200,204.",
+        help="Statuses that pass, as in 200-399, or 200,204.",
     ),
     click.option(
         "--health-verify-tls/--health-no-verify-tls",
@@ -264,21 +269,23 @@ _SETTINGS = (
         "--health-every",
         metavar="DURATION",
         callback=_duration,
-        help="completion: from one to the next, as in 30s.",
+        help="completion: time from one to the next, as in 30s.",
     ),
     click.option(
         "--health-answer-within",
         metavar="DURATION",
         callback=_duration,
-        help="completion: time that its token may take, as in 10s.",
+        help="completion: time until the token must come, as in 10s.",
     ),
     click.option(
         "--health-grpc-service", metavar="NAME", help="grpc: the service that is asked about."
     ),
     click.option(
-        "--health-send", metavar="TEXT", help="tcp, udp: what is sent; hex:00ff is two bytes."
+        "--health-send", metavar="TEXT", help="tcp, udp: the text to send; hex:00ff is two bytes."
     ),
-    click.option("--health-expect", metavar="TEXT", help="tcp, udp: what a reply must have in it."),
+    click.option(
+        "--health-expect", metavar="TEXT", help="tcp, udp: text that the reply must contain."
+    ),
     click.option("--health-query", metavar="NAME", help="dns: the name in the question."),
     click.option("--health-record", metavar="TYPE", help="dns: its type, as in A."),
     click.option(
@@ -288,7 +295,7 @@ _SETTINGS = (
         "--telemetry",
         "telemetry_type",
         type=WordType(TelemetryKind),
-        help="Whose queues are read, as in vllm; none: the engines are not asked.",
+        help="The engine whose queues are read, as in vllm; none: engines are not asked.",
     ),
     click.option(
         "--telemetry-port",
@@ -306,24 +313,24 @@ _SETTINGS = (
         "--node",
         "node_type",
         type=WordType(NodeKind),
-        help="What tells of the GPUs; none: nobody is asked.",
+        help="Where the state of the GPUs is read; none: nowhere.",
     ),
     click.option(
         "--node-port",
         type=click.IntRange(1, 65_535),
         metavar="PORT",
-        help="Another port than the usual one.",
+        help="A port other than the usual one.",
     ),
     click.option(
         "--learn-speed/--no-learn-speed",
         default=None,
-        help="least-load of tcp: whether weights follow how fast backends answer.",
+        help="least-load of tcp: let weights follow how fast backends answer.",
     ),
     click.option(
         "--rtt-per-connection",
         metavar="DURATION",
         callback=_duration,
-        help="least-load: round trip that weighs as much as one connection; 0: none does.",
+        help="least-load: round trip that weighs as much as one connection; 0: not used.",
     ),
     click.option(
         "--model",
@@ -334,48 +341,50 @@ _SETTINGS = (
     click.option(
         "--model-source",
         type=WordType(ModelSource),
-        help="Which list tells what is loaded.",
+        help="The list that says which models are loaded.",
     ),
     click.option(
-        "--any-model", is_flag=True, help="Backends get new flows whatever they have loaded."
+        "--any-model",
+        is_flag=True,
+        help="Backends get new flows whichever models they have loaded.",
     ),
     click.option(
         "--outlier-eject",
         metavar="DURATION",
         callback=_duration,
-        help="tcp: how long a backend gets no new flows at which clients fail, as in 30s; 0: none "
+        help="tcp: how long a backend at which clients fail gets no new flows, as in 30s; 0: none "
         "is ejected.",
     ),
     click.option(
         "--outlier-threshold",
         metavar="SHARE",
         callback=_share,
-        help="Share of its newest requests or connections that fail, as in 50%.",
+        help="Share of its newest requests or connections that must fail, as in 50%.",
     ),
     click.option(
         "--outlier-window",
         metavar="DURATION",
         callback=_duration,
-        help="Older ones do not count, as in 30s.",
+        help="Requests older than this do not count, as in 30s.",
     ),
     click.option(
         "--outlier-requests",
         type=click.IntRange(1, 100),
         metavar="N",
-        help="So many requests or connections tell, not fewer.",
+        help="How many requests or connections are needed for a verdict.",
     ),
     click.option(
         "--outlier-max-ejected",
         metavar="SHARE",
         callback=_share,
-        help="Share of the backends that may be ejected at once, as in 30%.",
+        help="Share of the backends that may be ejected at the same time, as in 30%.",
     ),
     *(
         click.option(
             f"--slo-first-byte-p{percentile}",
             metavar="DURATION",
             callback=_duration,
-            help=f"tcp: {percentile} % of first bytes are to come in it, as in 2s; 0: no promise.",
+            help=f"tcp: {percentile} % of first bytes should take less, as in 2s; 0: no objective.",
         )
         for percentile in PERCENTILES
     ),
@@ -389,45 +398,45 @@ _SETTINGS = (
         "--affinity",
         "affinity_by",
         type=WordType(AffinityBy),
-        help="least-load of tcp: what names the home of a client's new flows.",
+        help="least-load of tcp: what selects the home of a client's new flows.",
     ),
     click.option(
         "--affinity-prefix",
         type=click.IntRange(0, 128),
         metavar="BITS",
-        help="Bits of the client's address that name its home, as in 24; 0: all.",
+        help="Bits of the client's address that select its home, as in 24; 0: all.",
     ),
     click.option(
         "--affinity-escape",
         metavar="BYTES",
-        help="Waiting bytes that a home may have more than another backend, as in 64KiB; auto: "
-        "as its cache is worth.",
+        help="How many more waiting bytes than another backend a home may have, as in 64KiB; auto: "
+        "what its cache is worth.",
     ),
     click.option(
         "--rebalance-rate",
         type=click.FloatRange(0, 1000),
         metavar="N",
-        help="tcp: idle connections of overloaded backends that are reset, a second at most; "
+        help="tcp: how many idle connections of overloaded backends are reset per second, at most; "
         "0: none.",
     ),
     click.option(
         "--rebalance-idle",
         metavar="DURATION",
         callback=_duration,
-        help="Only connections that are silent for so long are reset, as in 30s.",
+        help="Only connections that have been silent for this long are reset, as in 30s.",
     ),
 )
 
 
 def service_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every setting of a service but its backends."""
+    """Add every setting of a service except its backends."""
     for option in reversed(_SETTINGS):
         function = option(function)
     return function
 
 
 def document(options: Mapping[str, object]) -> dict[str, object]:
-    """The options given, in the shape of a service in the configuration."""
+    """Return the given options in the form of a service in the configuration."""
     any_model = options.get("any_model", False)
     values: dict[str, object] = {}
     sections: dict[str, dict[str, object]] = {}
@@ -484,7 +493,7 @@ backends_option: Decorator = click.option(
     multiple=True,
     metavar=_BACKEND,
     callback=_backends,
-    help="A backend of it; may be repeated.",
+    help="A backend of the service; may be repeated.",
 )
 
 WEIGHT = _OF_BACKEND["weight"]
@@ -503,13 +512,13 @@ priority_option: Decorator = click.option(
     "--priority",
     type=_OF_BACKEND["priority"],
     metavar="N",
-    help=f"Those of the lowest number get the new flows, 0 to {MAX_PRIORITY}.",
+    help=f"Backends with the lowest number get the new flows, 0 to {MAX_PRIORITY}.",
 )
 zone_option: Decorator = click.option(
-    "--zone", metavar="NAME", help="Where it is: clients of that zone are sent there first."
+    "--zone", metavar="NAME", help="The zone it is in: clients of that zone are sent there first."
 )
 server_id_option: Decorator = click.option(
     "--quic-server-id",
     type=SERVER_ID,
-    help="What it puts into its QUIC connection ids, in hexadecimal.",
+    help="The id that it puts into its QUIC connection ids, in hexadecimal.",
 )

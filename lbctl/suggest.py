@@ -1,4 +1,4 @@
-"""Guesses what a mistyped name was meant to be."""
+"""Suggests what a mistyped name was meant to be."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like this one, if any is like it at all."""
+    """Return the known name that is most similar, if any is similar at all."""
     by_folded = {candidate.casefold(): candidate for candidate in known}
     matches = get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str], *, what: str = "") -> str:
-    """A remedy for a name that does not exist: the nearest one, else all of them."""
+    """Return a remedy for a name that does not exist: the most similar one, or else all of them."""
     names = sorted(known)
     guess = nearest(name, names)
     if guess is not None:
@@ -22,4 +22,4 @@ def did_you_mean(name: str, known: Iterable[str], *, what: str = "") -> str:
     if not names:
         return f"there are no {what} yet" if what else ""
     shown = ", ".join(names[:12])
-    return f"there are: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"available: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -1,7 +1,7 @@
 """Decides what ``lbctl top`` shows, and what its keys do. Pure: no terminal, no agent.
 
-A person is in a place, which is a stack of views: of services, of the backends of one, of one
-backend, of its flows. What was asked of the agent for the uppermost view comes in as ``Told``.
+A person is at a place, which is a stack of views: of services, of the backends of one, of one
+backend, of its flows. The agent's answers for the top view come in as ``Told``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SHOWN_PROBLEMS = 3
 MIN_HEIGHT_FOR_EVENTS = 20
 MIN_WIDTH, MIN_HEIGHT = 40, 8
 MIN_WHY = 30
-SPARK = 16  # samples that a sparkline in a table shows
+SPARK = 16  # samples in a sparkline of a table
 KEPT = 60
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 class Kind(enum.Enum):
-    """What a view is of."""
+    """The subject of a view."""
 
     SERVICES = "services"
     BACKENDS = "backends"
@@ -46,7 +46,7 @@ _LISTS = (Kind.SERVICES, Kind.BACKENDS)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """``of``: a service, or SERVICE/BACKEND; empty: all. ``first``: the row at the top."""
+    """``of``: a service, or SERVICE/BACKEND; empty: all. ``first``: the first row on the screen."""
 
     kind: Kind
     of: str = ""
@@ -67,19 +67,19 @@ class Place:
 
     @property
     def view(self) -> View:
-        """The uppermost one."""
+        """The top view."""
         return self.stack[-1]
 
     def with_view(self, **fields: Any) -> Place:
-        """The same place with the uppermost view changed."""
+        """Return the same place with the top view changed."""
         return replace(self, stack=(*self.stack[:-1], replace(self.view, **fields)))
 
     def into(self, kind: Kind, of: str = "") -> Place:
-        """One view further."""
+        """Return the place with one more view on top."""
         return replace(self, stack=(*self.stack, View(kind, of)))
 
     def back(self) -> Place:
-        """The view before, if there is one."""
+        """Return the place without the top view, if there is another one below it."""
         return replace(self, stack=self.stack[:-1] or self.stack) if self.stack[1:] else self
 
 
@@ -92,20 +92,20 @@ class History:
         self._samples: dict[tuple[str, str], tuple[float, ...]] = {}
 
     def add(self, name: str, figure: str, value: float | None) -> None:
-        """One more of a row's figure; None is nothing."""
+        """Add a sample of a row's figure; None adds nothing."""
         before = self._samples.get((name, figure), ())
         self._samples[name, figure] = (*before[-KEPT + 1 :], value or 0.0)
 
     def of(self, name: str, figure: str) -> Sequence[float]:
-        """Oldest first."""
+        """Return the samples, oldest first."""
         return self._samples.get((name, figure), ())
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the agent has said for a view: rows of a list, one backend, or flows.
+    """What the agent has answered for a view: rows of a list, one backend, or flows.
 
-    ``problem``: why it says nothing now; what it said before is still here.
+    ``problem``: why it does not answer now; its last answer is still here.
     """
 
     view: View
@@ -120,7 +120,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of the terminal; ``unicode``: it can show bars."""
+    """The size of the terminal; ``unicode``: it can show bars."""
 
     width: int
     height: int
@@ -128,7 +128,7 @@ class Size:
 
 
 def name_of(row: Row) -> str:
-    """What tells a row from all others of its list."""
+    """Return the name that distinguishes a row from all others of its list."""
     return f"{row['service']}/{row['name']}" if "service" in row else str(row["name"])
 
 
@@ -136,7 +136,7 @@ def name_of(row: Row) -> str:
 
 
 def pressed(place: Place, key: str, told: Told, room: int) -> Place | None:
-    """Where a key leads to; None: out. ``room``: how many rows the screen has."""
+    """Return the place that a key leads to; None: quit. ``room``: how many rows the screen has."""
     if place.typing:
         return _typed(place, key)
     view = place.view
@@ -182,7 +182,7 @@ def _pressed_in_list(place: Place, key: str, told: Told, room: int) -> Place:
 
 
 def _moved(place: Place, by: int, told: Told, room: int) -> Place:
-    """The cursor some rows further; the rows below the screen are asked for when it comes there."""
+    """Move the cursor some rows; if it leaves the screen, other rows are asked for."""
     view = place.view
     last = max(0, told.matched - 1)
     cursor = min(max(view.cursor + by, 0), last)
@@ -209,8 +209,8 @@ def _typed(place: Place, key: str) -> Place:
 
 
 def settled(place: Place, told: Told, room: int) -> Place:
-    """The place after the agent's answer: the cursor stays on its row while that is shown, and
-    within the list otherwise.
+    """Return the place after the agent's answer: the cursor stays on its row while that is shown,
+    and within the list otherwise.
     """
     view = place.view
     if view.kind not in _LISTS or told.view.kind is not view.kind or told.view.of != view.of:
@@ -230,13 +230,13 @@ def settled(place: Place, told: Told, room: int) -> Place:
 
 
 def room_for_rows(told: Told, size: Size) -> int:
-    """How many rows of a list the screen has room for."""
+    """Return how many rows of a list the screen has room for."""
     around = len(_head(told, size)) + 2 + len(_foot(told, size)) + 1  # title, header, keys
     return max(1, size.height - around)
 
 
 def screen(place: Place, told: Told, size: Size) -> list[Text]:
-    """What is shown: as many lines as the terminal has, none too long."""
+    """Return the screen: as many lines as the terminal has, none too long."""
     if size.width < MIN_WIDTH or size.height < MIN_HEIGHT:
         small = f"this terminal is too small: {MIN_WIDTH} columns and {MIN_HEIGHT} lines are needed"
         return [Text(line) for line in _wrapped(small, size.width)][: size.height]
@@ -330,7 +330,7 @@ def _with_sparklines(table: Table, rows: Iterable[Row], history: History, size: 
 
 
 def _one_line_each(table: Table, width: int) -> list[Text]:
-    """Prose comes last, as much of it as there is room for: columns that matter less give way."""
+    """Return one line per row: prose comes last, and less important columns make room for it."""
     prose = next((n for n, column in enumerate(table.columns) if column.prose), None)
     if prose is None:
         return lines(table, width)[0]
@@ -352,7 +352,7 @@ def _backend(told: Told, size: Size) -> list[Text]:
     from lbctl.commands.backend import facts_of
 
     if not told.rows:
-        return [Text("it was removed; esc goes back", "dim")]
+        return [Text("this backend was removed; esc goes back", "dim")]
     row = told.rows[0]
     name = name_of(row)
     trends = [
@@ -386,7 +386,7 @@ def _events(events: Sequence[Row], size: Size, room: int) -> list[Text]:
 
 
 def _foot(told: Told, size: Size) -> list[Text]:
-    own = told.view.kind is Kind.BACKEND  # which shows its events itself
+    own = told.view.kind is Kind.BACKEND  # this view shows its own events
     if size.height < MIN_HEIGHT_FOR_EVENTS or not told.events or own:
         return []
     return _events(told.events, size, SHOWN_EVENTS)
@@ -412,20 +412,20 @@ enter, right                 into a service or a backend
 esc, left                    back; takes a filter off first
 tab                          all services, or all backends
 s, S                         sort by the next figure, or the one before
-/                            only names and addresses with this in them
+/                            only names and addresses that contain a text
 f                            flows of a backend, the busiest first
 e                            all events
 p                            pause, and go on
 q                            quit
 
 state sorts the worst first, the others the largest first.
-The bars show the new flows of the last samples, of a row since it was first shown.
+The bars show the new flows of the last samples, since the row was first shown.
 Nothing here changes anything; lbctl backend and lbctl server do.
 """
 
 
 def sparkline(values: Sequence[float], width: int, *, unicode: bool = True) -> str:
-    """The last ``width`` values as bars, the largest of them the whole height."""
+    """Return the last ``width`` values as bars; the largest value has the full height."""
     bars = _BARS if unicode else _ASCII_BARS
     shown = values[-width:]
     most = max(shown, default=0.0)
@@ -440,7 +440,7 @@ def _reversed(line: Text, width: int) -> Text:
 
 
 def _cut(line: Text, width: int) -> Text:
-    """What does not fit is left out, with a mark."""
+    """Cut the line to the width, with a mark if something is left out."""
     if len(line.plain) <= width:
         return line
     cut = line.copy()

@@ -1,4 +1,4 @@
-"""How services and backends read in a table; the columns that several commands share."""
+"""Formats services and backends in a table; the columns that several commands share."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ STATE_STYLES = {
 
 
 def state(row: Row) -> Cell:
-    """A state, coloured."""
+    """Return a state, coloured."""
     return Cell(row["state"], STATE_STYLES.get(row["state"], ""))
 
 
 def state_text(row: Row) -> Text:
-    """State, why, and since when, as one line of prose."""
+    """Return state, reason, and since when, as one line of prose."""
     return Text.assemble(
         (row["state"], STATE_STYLES.get(row["state"], "")),
         f" for {humanise.age(row['since_s'])}",
@@ -43,32 +43,32 @@ def state_text(row: Row) -> Text:
 
 
 def _changes(row: Row) -> int:
-    """Of a backend's state; services have no such figure."""
+    """Return a backend's changes of state; services have no such figure."""
     return int(row.get("state_changes_last_hour", 0))
 
 
 def service_key(row: Row) -> str:
-    """tcp 10.0.0.10:80."""
+    """Return protocol, VIP and port, as in tcp 10.0.0.10:80."""
     return f"{row['protocol']} {humanise.endpoint(row['vip'], row['port'])}"
 
 
 def weight(row: Row) -> str:
-    """The configured weight, and the effective one where it is another."""
+    """Return the configured weight, and the effective one if it differs."""
     configured, effective = row["weight_configured"], row["weight_effective"]
     return str(configured) if configured == effective else f"{configured}→{effective}"
 
 
 def share(row: Row) -> str:
-    """Share of the new flows: expected / actual."""
+    """Return the share of the new flows: expected / actual."""
     expected, actual = row["share_expected"], row["share_actual"]
     shown = "-" if actual is None else f"{humanise.percent(actual)}%"
     return f"{humanise.percent(expected)}/{shown}"
 
 
 def why(row: Row) -> str:
-    """The reason of the state, and of a weight that is not the configured one."""
+    """Return the reason of the state, and of a weight that is not the configured one."""
     reasons = [row["reason"]]
-    # where the state says it already ("drain"), once is enough
+    # if the state already says it ("drain"), once is enough
     if row["weight_reason"] not in ("", row["state"], "configured"):
         reasons.append(f"weight: {row['weight_reason']}")
     if (changes := _changes(row)) >= OFTEN:
@@ -77,7 +77,7 @@ def why(row: Row) -> str:
 
 
 def rate_cells(rates: Row) -> tuple[Cell, Cell, Cell]:
-    """New flows, packets and bits per second."""
+    """Return new flows, packets and bits per second."""
     return (
         Cell(humanise.count(rates["new_flows_per_s"])),
         Cell(humanise.count(rates["packets_per_s"])),
@@ -86,7 +86,7 @@ def rate_cells(rates: Row) -> tuple[Cell, Cell, Cell]:
 
 
 def rates_line(rates: Row) -> str:
-    """The same in a sentence, with the drops."""
+    """Return the same rates in a sentence, with the drops."""
     return (
         f"{humanise.count(rates['new_flows_per_s'])} new flows/s,"
         f" {humanise.count(rates['packets_per_s'])} packets/s,"
@@ -96,7 +96,7 @@ def rates_line(rates: Row) -> str:
 
 
 def totals(row: Row) -> str:
-    """What it has carried since it was added."""
+    """Return what a backend or service has carried since it was added."""
     back = ""
     if row["reply_packets_total"]:
         back = (
@@ -113,20 +113,20 @@ def totals(row: Row) -> str:
 
 
 def shares(row: Row) -> str:
-    """Share of the new flows, in a sentence."""
+    """Return the share of the new flows, in a sentence."""
     expected, actual = row["share_expected"], row["share_actual"]
     now = "none came" if actual is None else f"{humanise.percent(actual)}%"
     return f"{humanise.percent(expected)}% of the new flows expected, {now} in the last minute"
 
 
 def server(row: Row) -> str:
-    """A backend's address, and its port where it has one of its own."""
+    """Return a backend's address, and its port if it has its own."""
     port = row["port"]
     return str(row["address"]) if port is None else humanise.endpoint(row["address"], port)
 
 
 def scheduler(row: Row) -> str:
-    """A service's scheduler and what it goes by."""
+    """Return a service's scheduler and its parameters."""
     shown = [
         f"{name.replace('_', ' ')} {value}"
         for name, value in row["scheduler_settings"].items()
@@ -139,12 +139,12 @@ def scheduler(row: Row) -> str:
 
 
 def waiting(row: Row) -> str:
-    """Bytes that wait for an answer; a dash where they are not counted."""
+    """Return the bytes that wait for an answer; a dash if they are not counted."""
     return "-" if row["waiting_bytes"] is None else humanise.count(row["waiting_bytes"])
 
 
 def quantiles(times: Row | None) -> str:
-    """p50/p99 of the last minute; a dash where nothing came, or is not counted."""
+    """Return p50/p99 of the last minute; a dash if there was nothing, or it is not counted."""
     if times is None or times["last_minute"]["p50_ms"] is None:
         return "-"
     recent = times["last_minute"]
@@ -152,7 +152,7 @@ def quantiles(times: Row | None) -> str:
 
 
 def times(row: Row | None) -> str:
-    """Times of the last minute and of all time, in a sentence."""
+    """Return times of the last minute and of all time, in a sentence."""
     if row is None:
         return "not counted"
     recent = row["last_minute"]
@@ -166,7 +166,7 @@ def times(row: Row | None) -> str:
 
 
 def load(row: Row) -> str:
-    """What is in front of a backend or service, in a sentence."""
+    """Return the load of a backend or service, in a sentence."""
     parts = [humanise.plural(row["open_connections"], "open connection")]
     if row["waiting_bytes"] is not None:
         requests = humanise.plural(row["waiting_requests"], "request")
@@ -194,17 +194,17 @@ BACKEND_COLUMNS = (
     Column("BIT/S", right=True, drop=5),
     Column("SHARE exp/act", right=True),
 )
-# Where nobody counts requests, there is nothing to say in these.
+# If requests are not counted, these columns are empty.
 WAITING_COLUMN = Column("WAITING B", right=True, drop=2)
 REQUEST_COLUMNS = (WAITING_COLUMN, Column("1ST BYTE p50/p99", right=True, drop=4))
 # Requests that run + wait, as the engines report.
 QUEUE_COLUMN = Column("QUEUE", right=True, drop=2)
-# Of the prompt tokens of the last minute, those from the engines' prefix caches.
+# The share of the last minute's prompt tokens that came from the engines' prefix caches.
 CACHED_COLUMN = Column("CACHED", right=True, drop=4)
 
 
 def backend_table(backends: Iterable[Row], *, with_service: bool = True) -> Table:
-    """The table of backends."""
+    """Return the table of backends."""
     backends = list(backends)
     asked = any(backend["waiting_bytes"] is not None for backend in backends)
     told = any(loadviews.queue(backend) != "-" for backend in backends)
@@ -257,7 +257,7 @@ SERVICE_COLUMNS = (
 
 
 def service_table(services: Iterable[Row]) -> Table:
-    """The table of services."""
+    """Return the table of services."""
     services = list(services)
     asked = any(service["waiting_bytes"] is not None for service in services)
     rows = tuple(
@@ -284,6 +284,6 @@ def service_table(services: Iterable[Row]) -> Table:
 
 
 def reasons(counts: Mapping[str, int]) -> str:
-    """Packets by reason, those that there were."""
+    """Return packets by reason, without zeros."""
     there = [f"{humanise.exact(number)} {reason}" for reason, number in counts.items() if number]
     return ", ".join(there) or "none"

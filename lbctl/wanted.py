@@ -20,16 +20,16 @@ STDIN = Path("-")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """``services`` as the API takes them; ``ignored``: other settings that differ from running."""
+    """``services`` in the form that the API takes; ``ignored``: other settings that differ."""
 
     services: list[dict[str, Any]]
     ignored: tuple[str, ...]
 
 
 def read(env: Environment, agent: Agent, path: Path) -> Wanted:
-    """The file's services, checked here so that errors name its lines.
+    """Return the file's services, checked here so that errors name its lines.
 
-    The agent's own settings may be left out; where they are there and differ, ``apply``
+    The agent's own settings may be left out. If they are in the file and differ, ``apply``
     cannot change them, and says so.
     """
     name, text = _text(env, path)
@@ -62,7 +62,9 @@ def _text(env: Environment, path: Path) -> tuple[str, str]:
 
 
 def _states_interface(text: str) -> bool:
-    """Whether the file is a whole one; broken YAML counts as whole: the parser then says where."""
+    """Return whether the file is a whole one; broken YAML counts as whole: the parser then says
+    where.
+    """
     import yaml
 
     try:
@@ -73,7 +75,7 @@ def _states_interface(text: str) -> bool:
 
 
 def _with_interface(text: str, interface: str) -> str:
-    """The same document with the running interface, without moving any line."""
+    """Return the same document with the running interface, without moving any line."""
     flow = re.match(r"(?:\s|#[^\n]*\n)*\{", text)
     if flow:
         inner = "" if re.match(r"\s*\}", text[flow.end() :]) else ","

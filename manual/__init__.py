@@ -1,1 +1,1 @@
-"""Makes the manual pages of what the commands and the configuration say of themselves."""
+"""Makes the manual pages from the help of the commands and the reference of the configuration."""

@@ -10,7 +10,7 @@ from manual.pages import pages
 
 
 def main(arguments: list[str]) -> int:
-    """Write them all; what is there already stays."""
+    """Write all pages; other files in the folder stay."""
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m manual FOLDER\n")
         return 2

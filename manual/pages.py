@@ -1,4 +1,4 @@
-"""Decides which manual pages there are, and what is in each."""
+"""Decides which manual pages exist, and what each contains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ YAML = "steelyard-agent.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, and where it is kept below a folder of manual pages."""
+    """A page, and its path below a folder of manual pages."""
 
     name: str
     number: int
@@ -33,7 +33,7 @@ class Page:
 
 
 def pages(date: str) -> Iterator[Page]:
-    """All of them; ``date`` is what stands at their foot."""
+    """Yield all pages; ``date`` is shown in their footer."""
     for name, number, body in _bodies():
         yield Page(name, number, roff.page(name, number, date, __version__, body))
 
@@ -56,7 +56,7 @@ def _name_of(ctx: click.Context) -> str:
 
 
 def _root(ctx: click.Context) -> list[str]:
-    """lbctl itself, and where its commands are described."""
+    """Return the page of lbctl itself, with references to the pages of its commands."""
     body = [*_head("lbctl", "control the Steelyard load balancer"), *_usage(ctx)]
     body += [*_description(ctx.command), *_options(ctx, heading=roff.section("options"))]
     for heading in dict.fromkeys(command.section for command in COMMANDS):
@@ -70,7 +70,7 @@ def _root(ctx: click.Context) -> list[str]:
 
 
 def _command(ctx: click.Context) -> list[str]:
-    """A command with all below it."""
+    """Return the page of a command with all its subcommands."""
     command = ctx.command
     body = [*_head(_name_of(ctx), command.get_short_help_str(limit=1000)), *_usage(ctx)]
     body += [*_description(command), *_options(ctx, heading=roff.section("options"))]
@@ -90,14 +90,14 @@ def _below(ctx: click.Context) -> Iterator[str]:
 
 
 def _agent(ctx: click.Context) -> list[str]:
-    """lb-agent with all its commands, as the pages of other daemons have them."""
+    """Return the page of lb-agent with all its commands, as is usual for daemons."""
     body = [*_head("lb-agent", "agent of the Steelyard load balancer"), *_usage(ctx)]
     body += [*_description(ctx.command), *_options(ctx, heading=roff.section("options"))]
     body.append(roff.section("commands"))
     body += [line for child in children(ctx, ctx.command) for line in _below(child)]
     files = {
         str(DEFAULT_CONFIG): f"The configuration, see {YAML}(5).",
-        str(DEFAULT_SOCKET): "Where lbctl(1) speaks to it.",
+        str(DEFAULT_SOCKET): "The socket on which lbctl(1) talks to it.",
     }
     return [*body, *_files(files), *_see(("lbctl", 1), (YAML, 5))]
 
@@ -117,7 +117,7 @@ def _usage(ctx: click.Context) -> list[str]:
 
 
 def _called(ctx: click.Context) -> str:
-    """The command in bold, and what follows it."""
+    """Return the command in bold, and its arguments."""
     rest = usage(ctx, ctx.command).removeprefix(ctx.command_path)
     return roff.bold(ctx.command_path) + roff.literal(rest)
 
@@ -136,7 +136,7 @@ def _help(command: click.Command) -> Iterator[str]:
 
 
 def _options(ctx: click.Context, heading: str = "") -> Iterator[str]:
-    """Of a page of its own, which has a heading for them, ``--help`` is one."""
+    """Yield the options; a separate page has a heading for them, and includes ``--help``."""
     if heading:
         yield heading
     for option in options(ctx.command):
@@ -145,7 +145,7 @@ def _options(ctx: click.Context, heading: str = "") -> Iterator[str]:
         yield from roff.item(label, text(option))
     asked = ctx.command.get_help_option(ctx)
     if heading and asked is not None:
-        # Not its own names: click keeps those of the first context that asked for it.
+        # Not the option's own names: click keeps those of the first context that asked for it.
         yield from roff.item(roff.bold(", ".join(ctx.help_option_names)), text(asked))
 
 

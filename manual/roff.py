@@ -1,7 +1,7 @@
 """Decides how text becomes roff, in the macros of man(7), which groff and mandoc both read.
 
-Nothing that is given here is taken for a macro or an escape. Inside of it, Markdown's `code`,
-**strong** and [links](…) are known, since that is what help texts and the reference use.
+Input text is never interpreted as a macro or an escape. Markdown's `code`, **strong** and
+[links](…) are converted, because help texts and the reference use them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _CELL = re.compile(r"(?<!\\)\|")
 
 
 def literal(text: str) -> str:
-    """Text that is to be copied: each character as it is, hyphens not for typesetting."""
+    """Return text for copying: each character as it is, with plain hyphens."""
     return "".join(_SPECIAL.get(character, character) for character in text)
 
 
 def bold(text: str) -> str:
-    """Literal text in bold."""
+    """Return literal text in bold."""
     return rf"\fB{literal(text)}\fR"
 
 
 def italic(text: str) -> str:
-    """Literal text in italics, for what stands for something else."""
+    """Return literal text in italics, for placeholders."""
     return rf"\fI{literal(text)}\fR"
 
 
 def prose(text: str) -> str:
-    """A paragraph in one line, with its Markdown."""
+    """Return a paragraph in one line, with its Markdown converted."""
     parts, at = [], 0
     joined = " ".join(text.split())
     for found in _INLINE.finditer(joined):
@@ -47,7 +47,7 @@ def prose(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Hyphens between words stay, those of options are literal."""
+    """Return text in which hyphens between words stay, and those of options are literal."""
     escaped, at = [], 0
     for found in _OPTION.finditer(text):
         escaped += [_words(text[at : found.start()]), literal(found[0])]
@@ -60,66 +60,68 @@ def _words(text: str) -> str:
 
 
 def line(text: str) -> str:
-    """A line of text that no macro is made of."""
+    """Return a line of text that cannot be read as a macro."""
     return rf"\&{text}" if text.startswith((".", "'")) else text
 
 
 def _filled(text: str) -> list[str]:
-    """A paragraph in lines that an editor shows."""
+    """Return a paragraph in lines of a readable length."""
     return [line(each) for each in textwrap.wrap(prose(text), _WIDTH, **_AT_SPACES)]
 
 
 def macro(name: str, *arguments: str) -> str:
-    """A request with arguments that are escaped already."""
+    """Return a macro call; its arguments must be escaped already."""
     quoted = (argument.replace('"', r"\(dq") for argument in arguments)
     return " ".join([f".{name}", *(f'"{argument}"' for argument in quoted)])
 
 
 def section(title: str) -> str:
-    """A heading; the name of a key, in backticks, keeps its case."""
+    """Return a heading; the name of a key, in backticks, keeps its case."""
     shown = title if "`" in title else title.upper()
     return macro("SH", literal(shown.replace("`", "")))
 
 
 def subsection(title: str) -> str:
-    """A heading below a heading."""
+    """Return a heading of the second level."""
     return macro("SS", literal(title))
 
 
 def paragraph(text: str) -> list[str]:
-    """Filled text."""
+    """Return a filled paragraph."""
     return [".PP", *_filled(text)]
 
 
 def item(label: str, text: str) -> list[str]:
-    """What a label, which is roff already, is about."""
+    """Return a label, which is roff already, and its text."""
     return [".TP", line(label), *(_filled(text) or [r"\&"])]
 
 
 def bullet(text: str) -> list[str]:
-    """An entry of a list."""
+    """Return an entry of a list."""
     return [r".IP \(bu 2", *_filled(text)]
 
 
 def code(lines: Iterable[str]) -> list[str]:
-    """What is to be copied, with its line breaks."""
+    """Return lines for copying, with their line breaks."""
     return [".PP", ".RS 4", ".EX", *(line(literal(each)) for each in lines), ".EE", ".RE"]
 
 
 def page(title: str, number: int, date: str, version: str, body: Iterable[str]) -> str:
-    """A whole page."""
+    """Return a whole page."""
     head = macro("TH", literal(title.upper()), str(number), date, f"Steelyard {version}")
     lines = [head]
     for each in body:
-        if not (each == ".PP" and lines[-1].startswith((".SH", ".SS"))):  # it is one already
+        if not (
+            each == ".PP" and lines[-1].startswith((".SH", ".SS"))
+        ):  # the heading begins a paragraph already
             lines.append(each)
     return "\n".join(lines) + "\n"
 
 
 def from_markdown(text: str) -> list[str]:
-    """Headings, paragraphs, lists, code and tables of the references that we write ourselves.
+    """Convert headings, paragraphs, lists, code and tables of our own references to roff.
 
-    The title, and comments, are left out.
+    The title and comments are left out.
     """
     made: list[str] = []
     for block in _blocks(text.splitlines()):
@@ -138,7 +140,7 @@ def from_markdown(text: str) -> list[str]:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Lines that belong together; a block of code begins with its fence, and has no end."""
+    """Yield blocks of lines; a block of code begins with its fence, and lacks the closing one."""
     block: list[str] = []
     fenced = False
     for each in lines:
@@ -159,7 +161,7 @@ def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _table(rows: list[str]) -> Iterator[str]:
-    """Keys with their values, defaults and meanings; the heading says nothing more."""
+    """Yield keys with their values, defaults and meanings; the heading row is left out."""
     for row in rows[2:]:
         cells = [cell.strip().replace("\\|", "|") for cell in _CELL.split(row)[1:-1]]
         key, value, default, text = cells

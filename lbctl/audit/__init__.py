@@ -1,1 +1,1 @@
-"""Holds a running balancer against the practices of load balancing for AI; nothing is changed."""
+"""Compares a running balancer with the practices of load balancing for AI; changes nothing."""

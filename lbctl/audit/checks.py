@@ -1,4 +1,4 @@
-"""Decides which rules an audit goes through, and what they come to."""
+"""Decides which rules an audit checks, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RULES: tuple[Rule, ...] = tuple(
 
 
 def audit(seen: Seen) -> Iterator[tuple[Rule, Finding]]:
-    """Every finding, in the order of the practices."""
+    """Yield every finding, in the order of the practices."""
     for rule in RULES:
         for finding in rule.judge(seen):
             yield rule, finding

@@ -26,7 +26,7 @@ _BY_VIP = ("dsr", "ipip", "gue")
 
 
 def syn_protection(seen: Seen) -> Iterator[Finding]:
-    """Whether a SYN flood reaches the servers."""
+    """Check whether a SYN flood would reach the servers."""
     yield from each(
         seen.tcp,
         lambda one: one["syn_protection"] != "off",
@@ -38,19 +38,19 @@ def syn_protection(seen: Seen) -> Iterator[Finding]:
 
 
 def limits(seen: Seen) -> Iterator[Finding]:
-    """Whether one client can take everything."""
+    """Check whether one client could take all resources."""
     yield from each(
         seen.services,
         lambda one: bool(one["allow"]) or any(most is not None for most in one["limits"].values()),
         none="there is no service",
-        good="{count} services have limits, or a list of those that may come",
-        bad="no limit for a source, and no list of sources that may come",
+        good="{count} services have limits, or a list of allowed sources",
+        bad="no limit for a source, and no list of allowed sources",
         fix="lbctl service set {name} --limit new_flows_per_source=50/s",
     )
 
 
 def guard(seen: Seen) -> Iterator[Finding]:
-    """Whether blocks and lists are in force."""
+    """Check whether blocks and lists are in force."""
     told = seen.guard
     problem = told["problem"] or told["unsaved_problem"]
     broken_lists = [one["name"] for one in told["lists"] if one.get("problem")]
@@ -61,7 +61,7 @@ def guard(seen: Seen) -> Iterator[Finding]:
         yield broken(f"{named(broken_lists)} cannot be read", "lbctl guard status names the line")
     elif observed:
         yield broken(
-            f"{named(observed)}: what the guard finds is counted, and passes",
+            f"{named(observed)}: the guard only counts, and lets packets pass",
             f"lbctl service set {observed[0]} --guard enforce",
         )
     else:
@@ -70,9 +70,9 @@ def guard(seen: Seen) -> Iterator[Finding]:
 
 
 def api(seen: Seen) -> Iterator[Finding]:
-    """Who can change the balancer."""
+    """Check who can change the balancer."""
     if seen.socket_mode is None:
-        yield unknown("the API's socket could not be looked at")
+        yield unknown("the API's socket could not be examined")
         return
     mode = stat.S_IMODE(seen.socket_mode)
     evidence = f"the API's socket has mode {mode:04o}"
@@ -81,10 +81,10 @@ def api(seen: Seen) -> Iterator[Finding]:
 
 
 def metrics_listen(seen: Seen) -> Iterator[Finding]:
-    """Who can read metrics."""
+    """Check who can read metrics."""
     where = seen.status["metrics"]["listen"]
     if where is None:
-        yield not_applicable("metrics are on the API's socket alone")
+        yield not_applicable("metrics are only on the API's socket")
         return
     address = ipaddress.ip_address(where.rpartition(":")[0].strip("[]"))
     open_to_all = address.is_unspecified or address.is_global
@@ -93,7 +93,7 @@ def metrics_listen(seen: Seen) -> Iterator[Finding]:
 
 
 def checked(seen: Seen) -> Iterator[Finding]:
-    """Whether dead servers are noticed."""
+    """Check whether dead servers would be noticed."""
     yield from each(
         seen.services,
         lambda one: one["health_check"]["type"] != "none",
@@ -105,43 +105,43 @@ def checked(seen: Seen) -> Iterator[Finding]:
 
 
 def checks_answer(seen: Seen) -> Iterator[Finding]:
-    """Whether the check asks the program, and not only the kernel of its host."""
+    """Check whether health checks ask the program, and not only the kernel of its host."""
     yield from each(
         seen.tcp,
         lambda one: one["health_check"]["type"] != "tcp" or "expect" in one["health_check"],
         none="there is no tcp service",
         good="{count} tcp services ask more than whether a connection opens",
-        bad="the check is content with a connection, which a program that hangs still gives",
+        bad="the check only opens a connection, which works even if the program hangs",
         fix="lbctl service set {name} --health-type http --health-path /health, or completion",
     )
 
 
 def checks_go_along(seen: Seen) -> Iterator[Finding]:
-    """Whether checks go the way of clients' packets."""
+    """Check whether health checks take the path of clients' packets."""
     yield from each(
         [s for s in seen.tcp if s["forward"] in _BY_VIP and s["health_check"]["type"] != "none"],
         lambda one: one["health_check"]["via"] == "vip",
         none="no tcp service is dsr, ipip or gue",
-        good="{count} services check by the VIP, the way of clients' packets",
+        good="{count} services check by the VIP, on the path of clients' packets",
         bad="checks go to the server's own address",
         fix="lbctl service set {name} --health-via vip",
     )
 
 
 def objectives(seen: Seen) -> Iterator[Finding]:
-    """Whether anybody has said what is good enough."""
+    """Check whether services have an objective."""
     yield from each(
         [s for s in seen.tcp if s["counts_waiting_bytes"]],
         lambda one: bool(one["slo"]),
         none="no service counts when answers begin",
         good="{count} services have an objective for the first byte",
-        bad="nothing says how soon answers are to begin",
+        bad="no objective says how soon answers should begin",
         fix="lbctl service set {name} --slo-first-byte-p95 2s",
     )
 
 
 def scraped(seen: Seen) -> Iterator[Finding]:
-    """Whether Prometheus comes by."""
+    """Check whether Prometheus reads the metrics."""
     told = seen.status["metrics"]
     read_s = told["last_read_s"]
     if read_s is None:
@@ -157,14 +157,14 @@ RULES = (
     Rule(
         "syn-protection",
         Practice.SECURITY,
-        "Clients have to show in a SYN flood that they exist.",
+        "In a SYN flood, clients have to prove that they exist.",
         "A flood of forged SYNs reaches the servers, and fills their backlogs.",
         syn_protection,
     ),
     Rule(
         "limits",
         Practice.SECURITY,
-        "Every service limits what one source may ask for.",
+        "Every service limits what one source may use.",
         "One client takes all connections, or all of the GPUs' time.",
         limits,
     ),
@@ -172,49 +172,49 @@ RULES = (
         "guard",
         Practice.SECURITY,
         "Blocks and lists are in force.",
-        "Who was blocked is served.",
+        "Blocked sources are served.",
         guard,
     ),
     Rule(
         "api",
         Practice.SECURITY,
         "Only root and the group of the socket may change the balancer.",
-        "Every user of this host can send your clients elsewhere.",
+        "Every user of this host can redirect your clients.",
         api,
     ),
     Rule(
         "metrics-address",
         Practice.SECURITY,
         "Metrics do not listen on public addresses.",
-        "Everybody can read which servers there are, and how busy they are.",
+        "Everybody can read which servers exist, and how busy they are.",
         metrics_listen,
     ),
     Rule(
         "checked",
         Practice.MONITORING,
         "Every service checks its backends.",
-        "A dead server goes on getting its share of the clients.",
+        "A dead server keeps getting its share of the clients.",
         checked,
     ),
     Rule(
         "checks-ask",
         Practice.MONITORING,
-        "Health checks ask the program, and not only for a connection.",
+        "Health checks ask the program, instead of only opening a connection.",
         "An engine that hangs stays up, because the kernel answers for it.",
         checks_answer,
     ),
     Rule(
         "checks-by-vip",
         Practice.MONITORING,
-        "Health checks go the way of clients' packets.",
-        "A server without the VIP or the tunnel's end is up, and its clients wait in vain.",
+        "Health checks take the path of clients' packets.",
+        "A server without the VIP or the tunnel device counts as up, and its clients wait in vain.",
         checks_go_along,
     ),
     Rule(
         "objectives",
         Practice.MONITORING,
         "Every service has an objective for its first byte.",
-        "Nobody is told when answers become slow.",
+        "Nobody notices when answers become slow.",
         objectives,
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""Rules of network latency and of what is particular to AI. Pure."""
+"""Rules of network latency, and rules that are specific to AI. Pure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lbctl.audit.rules import (
     of_host,
 )
 
-_HANDSHAKES = 20  # of a backend in the last minute, to say something of its way
+_HANDSHAKES = 20  # of a backend in the last minute; with fewer its distance is unknown
 _FAR_TIMES, _FAR_MS = 5.0, 5.0
-_CACHES = 0.05  # a smaller share of tokens from the cache is no conversation
+_CACHES = 0.05  # below this share of tokens from the cache there are no conversations
 
 
 def objectives_kept(seen: Seen) -> Iterator[Finding]:
-    """Whether clients get what they were promised."""
+    """Check whether services meet their objectives."""
     promising = [one for one in seen.services if one["slo"]]
     late = [
         f"{one['name']}: {slo['late_share_last_minute']:.1%} of the last minute's answers took"
@@ -45,7 +45,7 @@ def objectives_kept(seen: Seen) -> Iterator[Finding]:
 
 
 def hook(seen: Seen) -> Iterator[Finding]:
-    """How early packets are seen."""
+    """Check how early packets are seen."""
     plane = seen.status["dataplane"]
     evidence = f"hook {plane['hook']} on {plane['interface']} ({plane['hook_reason']})"
     fix = "set hook: auto in agent.yaml; lbctl doctor says what the driver can"
@@ -53,13 +53,13 @@ def hook(seen: Seen) -> Iterator[Finding]:
 
 
 def packet_size(seen: Seen) -> Iterator[Finding]:
-    """Whether full packets fit through."""
-    good = "full packets fit, with the tunnels' headers where there are some"
+    """Check whether full packets fit through the interfaces."""
+    good = "full packets fit, including the headers of tunnels"
     yield from of_host(seen, ("mtu", "tunnel mtu"), good)
 
 
 def way(seen: Seen) -> Iterator[Finding]:
-    """Whether a backend is much farther away than the others of its service."""
+    """Check whether a backend is much farther away than the others of its service."""
     measured, far = 0, []
     for service in seen.services:
         times = {
@@ -85,19 +85,19 @@ def way(seen: Seen) -> Iterator[Finding]:
 
 
 def counts_work(seen: Seen) -> Iterator[Finding]:
-    """Whether connections go where the least work waits."""
+    """Check whether connections go where the least work waits."""
     yield from each(
         seen.tcp,
         lambda one: one["scheduler"] == "least-load" and one["counts_waiting_bytes"],
         none="there is no tcp service",
-        good="{count} tcp services go by the request bytes that wait at each server",
-        bad="requests are placed without looking at the work that waits",
+        good="{count} tcp services balance by the request bytes that wait at each server",
+        bad="requests are placed regardless of the work that waits",
         fix="lbctl service set {name} --scheduler least-load --count-waiting",
     )
 
 
 def learns(seen: Seen) -> Iterator[Finding]:
-    """Whether weights follow the speed of the GPUs."""
+    """Check whether weights follow the speed of the GPUs."""
     yield from each(
         [s for s in seen.tcp if s["scheduler"] == "least-load"],
         lambda one: one["learns_speed"],
@@ -109,14 +109,14 @@ def learns(seen: Seen) -> Iterator[Finding]:
 
 
 def first_token(seen: Seen) -> Iterator[Finding]:
-    """Whether times to the first byte are those of first tokens."""
+    """Check whether times to the first byte are those of first tokens."""
     found = [s for s in seen.tcp if s["first_byte_is"] and any(
         b["answers_total"] for b in s["backends"]
     )]  # fmt: skip
     yield from each(
         found,
         lambda one: one["first_byte_is"] == "token",
-        none="no service has been answered yet",
+        none="no service has given an answer yet",
         good="{count} services know the first token of an answer",
         bad="heads of answers cannot be told from first tokens, so speed is not learned from them",
         fix="docs/prompt.md says when heads are learned; in nat and fullnat plain HTTP is read "
@@ -125,19 +125,19 @@ def first_token(seen: Seen) -> Iterator[Finding]:
 
 
 def ejects(seen: Seen) -> Iterator[Finding]:
-    """Whether a server that answers errors at once draws all requests."""
+    """Check whether a server that answers with errors at once would draw all requests."""
     yield from each(
         seen.tcp,
         lambda one: one["outlier"] is not None,
         none="there is no tcp service",
         good="{count} tcp services eject backends at which clients fail",
-        bad="a backend that answers errors at once looks idle, and gets more",
+        bad="a backend that answers with errors at once looks idle, and gets more requests",
         fix="lbctl service set {name} --outlier-eject 30s",
     )
 
 
 def engine_checks(seen: Seen) -> Iterator[Finding]:
-    """Whether what the engines report arrives."""
+    """Check whether the engines' reports arrive."""
     asked = [
         backend
         for service in seen.services
@@ -157,7 +157,7 @@ def engine_checks(seen: Seen) -> Iterator[Finding]:
 
 
 def caches(seen: Seen) -> Iterator[Finding]:
-    """Whether conversations come back to where their cache is."""
+    """Check whether conversations come back to the engine that caches them."""
     told = [
         (service, backend["reported"]["cached_ratio"])
         for service in seen.tcp
@@ -180,7 +180,7 @@ def caches(seen: Seen) -> Iterator[Finding]:
 
 
 def gpus(seen: Seen) -> Iterator[Finding]:
-    """Whether the GPUs are well."""
+    """Check whether GPUs are lost, failing or throttled."""
     told = [(b, gpu) for b in seen.backends if b["reported"] for gpu in b["reported"]["gpus"]]
     if not told:
         yield not_applicable("no host reports its GPUs")
@@ -192,7 +192,7 @@ def gpus(seen: Seen) -> Iterator[Finding]:
         words = "lost or failing" if ill else "throttled"
         yield broken(f"{named(wrong)}: {words}", f"lbctl backend show {wrong[0].partition(' ')[0]}")
     else:
-        yield kept(f"{plural(len(told), 'GPU')} without a complaint")
+        yield kept(f"{plural(len(told), 'GPU')} without a problem")
 
 
 def _name(backend: Json) -> str:
@@ -200,7 +200,7 @@ def _name(backend: Json) -> str:
 
 
 def _problem(backend: Json) -> str:
-    """Why nothing fresh is known; empty: it is."""
+    """Return why there is no fresh report; empty if there is one."""
     told = backend["reported"]
     if told["source"] != "none" and not told["fresh"]:
         return str(told["problem"] or "no fresh report")
@@ -216,8 +216,8 @@ RULES = (
     Rule(
         "objectives-kept",
         Practice.LATENCY,
-        "Answers begin as soon as was promised.",
-        "Clients wait longer than you told them.",
+        "Answers begin as soon as promised.",
+        "Clients wait longer than you promised.",
         objectives_kept,
     ),
     Rule(
@@ -238,7 +238,7 @@ RULES = (
         "distance",
         Practice.LATENCY,
         "No server is much farther away than the others of its service.",
-        "Some clients pay the long way with each round trip.",
+        "Some clients pay for the distance with each round trip.",
         way,
     ),
     Rule(
@@ -272,15 +272,15 @@ RULES = (
     Rule(
         "reports",
         Practice.AI,
-        "Engines and hosts that are asked do report.",
-        "Queues, caches and failing GPUs stay unseen.",
+        "All engines and hosts that are asked for reports give them.",
+        "Queues, caches and failing GPUs go unnoticed.",
         engine_checks,
     ),
     Rule(
         "prefix-caches",
         Practice.AI,
         "Conversations come back to the engine that has their prefix cached.",
-        "Each turn of a conversation computes all its former turns again.",
+        "Each turn of a conversation recomputes all former turns.",
         caches,
     ),
     Rule(

@@ -24,19 +24,19 @@ _SYNC_BEHIND_S = 5.0
 
 
 def two_servers(seen: Seen) -> Iterator[Finding]:
-    """Whether a service outlives any one of its servers."""
+    """Check whether each service would outlive any one of its servers."""
     yield from each(
         seen.services,
         lambda one: len({b["address"] for b in one["backends"] if b["state"] == "up"}) > 1,
         none="there is no service",
         good="{count} services have two servers or more that are up",
         bad="one server or none is up; without it, clients get nothing",
-        fix="lbctl backend add {name}/NAME --address ADDRESS, or mend what lbctl status names",
+        fix="lbctl backend add {name}/NAME --address ADDRESS, or repair what lbctl status names",
     )
 
 
 def second_balancer(seen: Seen) -> Iterator[Finding]:
-    """Whether somebody takes over."""
+    """Check whether another balancer would take over."""
     told = seen.status["failover"]
     if not told["configured"]:
         yield broken(
@@ -59,13 +59,13 @@ def second_balancer(seen: Seen) -> Iterator[Finding]:
         yield kept(f"{roles}; {plural(len(peers), 'other balancer')} connected by flow sync")
     else:
         yield broken(
-            f"{roles}; nothing was heard of another balancer",
+            f"{roles}; no other balancer was heard",
             "start the other one; lbctl failover status on both names what differs",
         )
 
 
 def flows_follow(seen: Seen) -> Iterator[Finding]:
-    """Whether open connections outlive this balancer."""
+    """Check whether open connections would outlive this balancer."""
     told = seen.status["failover"]
     if not told["configured"]:
         yield not_applicable("there is no other balancer")
@@ -87,7 +87,7 @@ def flows_follow(seen: Seen) -> Iterator[Finding]:
 
 
 def balancers_agree(seen: Seen) -> Iterator[Finding]:
-    """Whether anything differs between the balancers."""
+    """Check whether the balancers' configurations match."""
     told = seen.status["failover"]
     if not told["configured"]:
         yield not_applicable("there is no other balancer")
@@ -100,14 +100,14 @@ def balancers_agree(seen: Seen) -> Iterator[Finding]:
 
 
 def saved(seen: Seen) -> Iterator[Finding]:
-    """Whether a restart keeps what was changed."""
+    """Check whether a restart would keep all changes."""
     problem = seen.status["agent"]["unsaved_problem"]
     fix = "free space on that file system or make it writable; the agent saves then"
     yield from check(not problem, problem or "changes are on disk", fix)
 
 
 def wrong_now(seen: Seen) -> Iterator[Finding]:
-    """All that the first lines of ``lbctl status`` say."""
+    """Report the problems in the first lines of ``lbctl status``."""
     found = [*problems(seen.status), *host_problems(seen.status)]
     for text in found:
         yield broken(text, "lbctl status")
@@ -119,7 +119,7 @@ def wrong_now(seen: Seen) -> Iterator[Finding]:
 
 
 def as_written(seen: Seen) -> Iterator[Finding]:
-    """Whether the file says what runs."""
+    """Check whether the file matches the running configuration."""
     changes = seen.status["agent"]["changes_since_file"]
     path = seen.status["agent"]["config_file"]
     evidence = f"{plural(changes, 'change')} since {path}" if changes else f"as {path} says"
@@ -128,9 +128,9 @@ def as_written(seen: Seen) -> Iterator[Finding]:
 
 
 def host_ready(seen: Seen) -> Iterator[Finding]:
-    """What the doctor calls a problem."""
+    """Report the problems that the doctor finds."""
     if seen.host is None:
-        yield unknown("this host could not be looked at: sudo lbctl doctor")
+        yield unknown("this host could not be examined: sudo lbctl doctor")
         return
     bad = [one for one in seen.host if one["verdict"] == "problem"]
     for one in bad:
@@ -164,14 +164,14 @@ RULES = (
     Rule(
         "balancers-agree",
         Practice.REDUNDANCY,
-        "The balancers agree on everything on which they have to.",
-        "Two of them become master at once, or neither does.",
+        "The balancers agree on all settings that must be equal.",
+        "Two of them become master at the same time, or neither does.",
         balancers_agree,
     ),
     Rule(
         "saved",
         Practice.REDUNDANCY,
-        "What was changed is on disk.",
+        "All changes are on disk.",
         "A restart of the agent forgets the changes.",
         saved,
     ),
@@ -185,15 +185,15 @@ RULES = (
     Rule(
         "as-written",
         Practice.CONFIGURATION,
-        "The configuration file says what runs.",
-        "Whoever rebuilds this host from its file gets another balancer.",
+        "The configuration file matches the running configuration.",
+        "If this host is rebuilt from its file, the balancer differs.",
         as_written,
     ),
     Rule(
         "host",
         Practice.CONFIGURATION,
         "lbctl doctor finds no problem on this host.",
-        "What it calls a problem breaks balancing, or the next start.",
+        "Such a problem breaks balancing, or the next start.",
         host_ready,
     ),
 )

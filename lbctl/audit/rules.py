@@ -1,4 +1,4 @@
-"""What a rule of the audit is made of, and how rules read that look at every service. Pure."""
+"""The parts of an audit rule, and helpers for rules that check every service. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMED = 3  # services or backends in one line
 
 
 class Practice(enum.Enum):
-    """The practices, in the order in which they are told."""
+    """The practices, in the order in which they are shown."""
 
     RESOURCES = "Resource assessment"
     SCALABILITY = "Scalability"
@@ -28,7 +28,7 @@ class Practice(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """How a rule is kept. UNKNOWN: the evidence could not be had."""
+    """Whether a rule is kept. UNKNOWN: there is no evidence."""
 
     KEPT = "kept"
     BROKEN = "broken"
@@ -38,7 +38,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rule came to; ``fix`` is a command, or what to do."""
+    """The result of one rule; ``fix`` is a command, or says what to do."""
 
     verdict: Verdict
     evidence: str
@@ -47,10 +47,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the running system says: answers of the API, and of this host.
+    """The evidence from the running system: answers of the API, and facts about this host.
 
     ``host`` are the findings of ``lbctl doctor``; ``socket_mode`` the permissions of the API's
-    socket. None: they could not be had.
+    socket. None: they are not available.
     """
 
     status: Json
@@ -63,23 +63,23 @@ class Seen:
 
     @property
     def backends(self) -> list[Json]:
-        """Of all services."""
+        """The backends of all services."""
         return [backend for service in self.services for backend in service["backends"]]
 
     @property
     def tables(self) -> Tables:
-        """Sizes of the tables."""
+        """The sizes of the tables."""
         return Tables(**self.config.get("tables", {}))
 
     @property
     def tcp(self) -> list[Json]:
-        """The services of tcp."""
+        """The tcp services."""
         return [each for each in self.services if each["protocol"] == "tcp"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``holds`` says what is to hold, ``risk`` what happens otherwise; both are sentences."""
+    """``holds`` says what should hold, ``risk`` what happens otherwise; both are sentences."""
 
     name: str
     practice: Practice
@@ -89,32 +89,32 @@ class Rule:
 
 
 def kept(evidence: str) -> Finding:
-    """The rule is kept."""
+    """Return the finding that the rule is kept."""
     return Finding(Verdict.KEPT, evidence)
 
 
 def broken(evidence: str, fix: str) -> Finding:
-    """The rule is broken."""
+    """Return the finding that the rule is broken."""
     return Finding(Verdict.BROKEN, evidence, fix)
 
 
 def not_applicable(why: str) -> Finding:
-    """The rule says nothing of this system."""
+    """Return the finding that the rule does not apply to this system."""
     return Finding(Verdict.NOT_APPLICABLE, why)
 
 
 def unknown(why: str) -> Finding:
-    """Nobody can say."""
+    """Return the finding that there is no evidence."""
     return Finding(Verdict.UNKNOWN, why)
 
 
 def check(holds: bool, evidence: str, fix: str) -> Iterator[Finding]:
-    """One finding, either way with the same evidence."""
+    """Yield one finding, with the same evidence in either case."""
     yield kept(evidence) if holds else broken(evidence, fix)
 
 
 def named(names: Sequence[str]) -> str:
-    """``chat, embed, rank and 4 more``."""
+    """Return names as in ``chat, embed, rank and 4 more``."""
     shown = ", ".join(names[:_NAMED])
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
@@ -128,10 +128,10 @@ def each(
     bad: str,
     fix: str,
 ) -> Iterator[Finding]:
-    """One finding of all these services: who breaks the rule is named.
+    """Yield one finding for all these services; it names those that break the rule.
 
-    ``good`` is said with how many there are, ``bad`` behind their names; ``{name}`` in ``fix`` is
-    the first of them. ``none``: what is said where there are no such services.
+    ``good`` is formatted with the number of services, ``bad`` follows the names; ``{name}`` in
+    ``fix`` is the first of them. ``none`` is the reason if there are no such services.
     """
     if not found:
         yield not_applicable(none)
@@ -144,14 +144,14 @@ def each(
 
 
 def of_host(seen: Seen, names: tuple[str, ...], good: str) -> Iterator[Finding]:
-    """What the doctor found under these names."""
+    """Yield the doctor's findings of these checks as one."""
     if seen.host is None:
-        yield unknown("this host could not be looked at: sudo lbctl doctor")
+        yield unknown("this host could not be examined: sudo lbctl doctor")
         return
     found = [one for one in seen.host if one["check"] in names]
     bad = [one for one in found if one["verdict"] in ("problem", "warning")]
     if not found:
-        yield not_applicable("nothing on this host is concerned")
+        yield not_applicable("this does not apply to this host")
     elif bad:
         yield from (broken(one["message"], one["fix"] or "lbctl doctor") for one in bad)
     else:

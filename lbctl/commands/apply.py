@@ -28,9 +28,9 @@ from lbctl.options import agent_options, dry_run_option, message_option, yes_opt
 def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     """Make the running services equal to a file.
 
-    Shows the plan, and asks on a terminal. The services that the file does not have are
+    Shows the plan, and asks on a terminal. Services that the file does not have are
     removed. The file is a configuration file, or only its "services:" (and "defaults:") part;
-    other settings belong into the agent's own file and are left alone.
+    other settings belong in the agent's own file and are left alone.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     if dry_run:
         report(env, plan)
         return
-    # Standard input cannot be the file and the answer, too.
+    # Standard input cannot be both the file and the answer.
     carry_out(
         env,
         agent,

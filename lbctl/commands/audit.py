@@ -1,4 +1,4 @@
-"""``lbctl audit``: a running balancer and the practices of load balancing for AI, line by line."""
+"""``lbctl audit``: compares a running balancer with the practices of load balancing for AI."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _PRACTICES = (
     multiple=True,
     help="Only this practice; may be repeated.",
 )
-@click.option("--broken", "only_broken", is_flag=True, help="Leave out what is well.")
+@click.option("--broken", "only_broken", is_flag=True, help="Show only broken rules.")
 @agent_options
 @pass_environment
 def audit(env: Environment, strict: bool, practices: tuple[str, ...], only_broken: bool) -> None:
-    """Hold the running balancer against the practices of load balancing for AI.
+    """Compare the running balancer with the practices of load balancing for AI.
 
-    Each rule with the evidence from the running system, and, where it is broken, the risk and what
-    mends it. docs/audit.md explains every rule. Changes nothing.
+    Shows each rule with the evidence from the running system and, if it is broken, the risk and
+    how to fix it. docs/audit.md explains every rule. Changes nothing.
 
     \b
     Examples:
@@ -78,7 +78,7 @@ def audit(env: Environment, strict: bool, practices: tuple[str, ...], only_broke
 
 
 def _seen(env: Environment) -> Seen:
-    """What the agent and this host say now."""
+    """Return the present state of the agent and this host."""
     from lbctl.audit.rules import Seen
 
     agent = env.agent()
@@ -99,7 +99,7 @@ def _seen(env: Environment) -> Seen:
 
 
 def _host(env: Environment) -> list[dict[str, Any]] | None:
-    """What the doctor finds; None: it cannot look."""
+    """Return the findings of the doctor; None: it cannot look."""
     from lbctl.commands.doctor import examined
 
     try:
@@ -133,7 +133,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 
 def _lines(env: Environment, row: Mapping[str, Any]) -> list[Text]:
-    """The rule and its evidence; if it is broken, the risk and what mends it."""
+    """Return the rule and its evidence; if it is broken, also the risk and the fix."""
     from rich.text import Text
 
     mark, style = _MARKS[row["verdict"]]

@@ -1,4 +1,4 @@
-"""``lbctl backend``: the servers behind the services."""
+"""``lbctl backend``: the backends of the services."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def list_backends(
     limit: int | None,
     watch_s: float | None,
 ) -> None:
-    """All backends, or those of a service: state, why, rates, share.
+    """List all backends, or those of a service: state, reason, rates, share.
 
-    WEIGHT is the configured one, and after an arrow the effective one where it is another.
-    SHARE is of the new flows: expected from the weights / actual in the last minute.
+    WEIGHT is the configured weight, followed by an arrow and the effective one if they differ.
+    SHARE is the share of new flows: expected from the weights / actual in the last minute.
 
     \b
     Examples:
@@ -119,7 +119,7 @@ def _list_view(data: Mapping[str, Any], total: int) -> list[object]:
 @agent_options
 @pass_environment
 def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> None:
-    """One backend in full.
+    """Show one backend in full.
 
     \b
     Example:
@@ -134,7 +134,7 @@ def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> No
 
 
 def _first_byte(row: Mapping[str, Any]) -> float | None:
-    """The 99th percentile of the last minute, in milliseconds."""
+    """Return the 99th percentile of the last minute, in milliseconds."""
     found: float | None = (row["first_byte"] or {}).get("last_minute", {}).get("p99_ms")
     return found
 
@@ -146,7 +146,7 @@ def _last_events(env: Environment, ref: BackendRef) -> list[dict[str, Any]]:
 
 
 def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
-    """One backend of the agent; an unknown name comes with the nearest one."""
+    """Return one backend of the agent. The error for an unknown name suggests a similar one."""
     service = get_service(env, ref.service)
     found: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in service["backends"]}
     if ref.backend not in found:
@@ -161,7 +161,7 @@ def get_backend(env: Environment, ref: BackendRef) -> dict[str, Any]:
 def facts_of(
     width: int | None, data: Mapping[str, Any], happened: Sequence[Mapping[str, Any]]
 ) -> list[Text]:
-    """All that there is to say of a backend, and what has happened to it."""
+    """Return everything that is known about a backend, and its events."""
     from rich.text import Text
 
     from agent.humanise import age, exact
@@ -227,7 +227,7 @@ _refs_argument = click.argument(
 _state_option = click.option(
     "--state",
     type=WordType(AdminState),
-    help="What you want of it.",
+    help="The wanted state.",
 )
 
 
@@ -268,7 +268,7 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 @backup_option
 @priority_option
 @zone_option
-@click.option("--no-zone", is_flag=True, help="It is in no zone.")
+@click.option("--no-zone", is_flag=True, help="Remove the backend from its zone.")
 @server_id_option
 @_state_option
 @dry_run_option
@@ -278,9 +278,9 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 def set_backend(
     env: Environment, /, ref: BackendRef, no_zone: bool, dry_run: bool, **options: object
 ) -> None:
-    """Change settings of a backend; what is not named stays.
+    """Change settings of a backend; other settings stay.
 
-    Its address and port are what it is: for others, add another backend.
+    A backend is identified by its address and port: to change these, add another backend.
 
     \b
     Examples:
@@ -321,9 +321,9 @@ wait_limit_option = click.option(
 def drain_backend(
     env: Environment, refs: tuple[BackendRef, ...], wait: bool, wait_limit: float, dry_run: bool
 ) -> None:
-    """Send no new flows to backends; the flows they have go on.
+    """Send no new flows to backends; their open flows go on.
 
-    Of several, all are drained or, if one of them is not there, none.
+    If one of several backends does not exist, none is drained.
 
     \b
     Examples:
@@ -336,7 +336,7 @@ def drain_backend(
 
 
 def await_empty(env: Environment, refs: Iterable[BackendRef], limit_s: float) -> None:
-    """Wait until backends that drain have no established flows."""
+    """Wait until draining backends have no established flows."""
     env.sleep(COUNTED_EVERY_S)
     for ref in refs:
         _wait_until_empty(env, ref, limit_s)
@@ -381,7 +381,7 @@ def enable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool
 @agent_options
 @pass_environment
 def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
-    """Maintenance: nothing is sent there, open flows included.
+    """Maintenance: send nothing to backends, not even packets of open flows.
 
     \b
     Examples:
@@ -396,7 +396,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> f
         return None
     found = parse_duration(given)
     if found is None:
-        raise click.BadParameter(f"{given!r} is no duration, as in 90s or 5m", ctx, param)
+        raise click.BadParameter(f"{given!r} is not a duration such as 90s or 5m", ctx, param)
     return found
 
 
@@ -407,7 +407,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> f
     "drain_s",
     metavar="DURATION",
     callback=_seconds,
-    help="First send it no new flows, and wait so long, as in 5m, for its last one to end.",
+    help="First send it no new flows, and wait this long, as in 5m, for the last one to end.",
 )
 @dry_run_option
 @yes_option
@@ -417,7 +417,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> f
 def remove_backend(
     env: Environment, ref: BackendRef, drain_s: float | None, dry_run: bool, yes: bool
 ) -> None:
-    """Remove a backend; asks first. In nat and fullnat, its open connections are reset.
+    """Remove a backend, after asking. In nat and fullnat, its open connections are reset.
 
     \b
     Examples:
@@ -434,7 +434,7 @@ def remove_backend(
 
 
 def _drain_for(env: Environment, ref: BackendRef, limit_s: float) -> None:
-    """Send it no new flows, and wait for its last one, but no longer than that."""
+    """Send the backend no new flows, and wait for its last one, at most ``limit_s``."""
     get_backend(env, ref)
     change_silently(env, _order("backend.set", ref, {"state": AdminState.DRAIN.value}))
     counted_s = min(COUNTED_EVERY_S, limit_s)

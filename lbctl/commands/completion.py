@@ -1,4 +1,4 @@
-"""``lbctl completion``: the script that teaches a shell to complete lbctl."""
+"""``lbctl completion``: the script by which a shell completes lbctl's arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(env: Environment, ctx: click.Context, shell: str) -> None:
     """Print the completion script for bash, zsh or fish.
 
-    Services and backends are completed, too: the script asks the agent for their names.
+    The script also completes services and backends: it asks the agent for their names.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``lbctl diff``: what differs between running and written configuration."""
+"""``lbctl diff``: the differences between the running and the written configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lbctl.output import emit
 @agent_options
 @pass_environment
 def diff(env: Environment, path: Path | None, exit_code: bool) -> None:
-    """What differs between running and written configuration.
+    """Show what differs between running and written configuration.
 
     Without -f: what was changed at run time since the agent read its file.
     With -f: what "lbctl apply -f" would change.
@@ -36,7 +36,7 @@ def diff(env: Environment, path: Path | None, exit_code: bool) -> None:
       lbctl diff -f services.yaml --exit-code
     """
     answer = _since_file(env) if path is None else _to_file(env, path)
-    # What was done already has had its effect: only a plan says what it does to traffic.
+    # Past changes have had their effect already: only a plan says what it does to traffic.
     effects = path is not None
     emit(
         env,
@@ -60,6 +60,6 @@ def _to_file(env: Environment, path: Path) -> dict[str, Any]:
     agent = env.agent()
     wanted = read(env, agent, path)
     if wanted.ignored:
-        env.note(f"settings that differ, and that apply leaves alone: {', '.join(wanted.ignored)}")
+        env.note(f"settings that differ, but that apply leaves alone: {', '.join(wanted.ignored)}")
     order = Order("services.apply", values={"services": wanted.services})
     return {"changes": agent.post("/v1/edit", order.body(env, dry_run=True))["changes"]}

@@ -25,13 +25,13 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL
     type=click.Choice(["balancer", "backend"]),
     default="balancer",
     show_default=True,
-    help="What this host is to be.",
+    help="The role of this host.",
 )
 @click.option(
     "-i",
     "--interface",
     metavar="NAME",
-    help="The interface that packets come in by.  [default: the agent's, else the default route's,"
+    help="The interface on which packets come in.  [default: the agent's, else the default route's,"
     " else the only one]",
 )
 @click.option(
@@ -40,7 +40,7 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL
 @click.option(
     "--forward",
     type=click.Choice([forward.value for forward in Forward]),
-    help="How packets reach the backends.  [default: as the agent's services are, else dsr]",
+    help="How packets reach the backends.  [default: that of the agent's services, else dsr]",
 )
 @click.option(
     "-c",
@@ -49,9 +49,9 @@ MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "problem": ("FAIL
     type=click.Path(path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
-    help="The agent's file, which is read where no agent answers.",
+    help="The agent's file, which is read if no agent answers.",
 )
-@click.option("--problems", "only_bad", is_flag=True, help="Leave out what is well.")
+@click.option("--problems", "only_bad", is_flag=True, help="Show only what is not OK.")
 @agent_options
 @pass_environment
 def doctor(
@@ -65,7 +65,7 @@ def doctor(
 ) -> None:
     """Check this host, and name the command that fixes what is wrong.
 
-    Changes nothing, and works without an agent: before its first start, it reads the agent's
+    Changes nothing, and works without an agent: before the agent's first start, it reads the
     configuration file. Exits with 1 if there is a problem.
 
     \b
@@ -89,7 +89,7 @@ def examined(
     *,
     only_bad: bool = False,
 ) -> dict[str, Any]:
-    """What the doctor finds."""
+    """Return the findings of the doctor, with their counts."""
     from lbctl.doctor.checks import count, examine
     from lbctl.doctor.facts import Question, Role, Verdict
     from lbctl.doctor.gather import gather
@@ -136,7 +136,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         wrapped = textwrap.wrap(finding["message"], room)
         head = Text.assemble((f"{mark:<6}", style), f"{finding['check']:<{left}}", wrapped[0])
         result += [head, *(Text(" " * indent + line) for line in wrapped[1:])]
-        # Commands are to be copied: they wrap only where they must.
+        # People copy commands, so these wrap only if necessary.
         fix = textwrap.wrap(finding["fix"], room - 5, break_on_hyphens=False)
         for number, line in enumerate(fix):
             label = "fix: " if number == 0 else "     "

@@ -24,7 +24,7 @@ type Event = Mapping[str, Any]
 
 LEVELS = ("info", "warning", "error")
 _STYLES = {"warning": "yellow", "error": "bold red"}
-_FOLLOWED = 10  # that came before
+_FOLLOWED = 10  # events before the first new one
 POLL_S = 0.5
 RETRY_S = 1.0
 
@@ -35,7 +35,7 @@ RETRY_S = 1.0
     "since_s",
     type=DURATION,
     metavar="DURATION",
-    help="Those of the last 30s, 15m, 2h or 7d.",
+    help="Events of the last 30s, 15m, 2h or 7d.",
 )
 @click.option(
     "-n",
@@ -44,12 +44,18 @@ RETRY_S = 1.0
     metavar="N",
     help="The newest N.  [default: 50; with --since: all; with --follow: 10]",
 )
-@click.option("--service", type=SERVICE, help="Only of this service and its backends.")
-@click.option("--backend", type=BACKEND, metavar="SERVICE/BACKEND", help="Only of this backend.")
+@click.option("--service", type=SERVICE, help="Only events of this service and its backends.")
 @click.option(
-    "--level", type=click.Choice(LEVELS), default="info", show_default=True, help="Or worse."
+    "--backend", type=BACKEND, metavar="SERVICE/BACKEND", help="Only events of this backend."
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default="info",
+    show_default=True,
+    help="This level or worse.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Keep showing new events, until Ctrl-C.")
 @agent_options
 @pass_environment
 def events(
@@ -61,11 +67,11 @@ def events(
     level: str,
     follow: bool,
 ) -> None:
-    """What has happened, and why.
+    """Show what has happened, and why.
 
-    States of backends and services, weights, changes and who made them, failover, attacks: the
-    lines of the agent's log at level info and above. It keeps some 10,000 of them, also over
-    restarts. The newest come last.
+    Shows states of backends and services, weights, changes and who made them, failover, attacks:
+    the lines of the agent's log at level info and above. The agent keeps some 10,000 of them, also
+    over restarts. The newest come last.
 
     \b
     Examples:
@@ -89,11 +95,11 @@ def events(
         for event in _following(env, query):
             _show(env, event)
     except KeyboardInterrupt:
-        pass  # how it ends
+        pass  # the usual end
 
 
 def _following(env: Environment, query: dict[str, str | int | None]) -> Iterator[Event]:
-    """The events as they come; an agent that restarts is waited for."""
+    """Yield events as they arrive; wait for an agent that restarts."""
     newest: Event | None = None
     was_gone = False
     while True:
@@ -103,7 +109,7 @@ def _following(env: Environment, query: dict[str, str | int | None]) -> Iterator
             if newest is None:
                 raise
             was_gone = True
-            # One that is killed may have given numbers that its successor gives again.
+            # The numbers of a killed agent may be reused by its successor.
             ago_s = time.time() - datetime.fromisoformat(newest["at"]).timestamp()
             query = {**query, "after": None, "since_s": math.ceil(ago_s + RETRY_S)}
             env.sleep(RETRY_S)
@@ -132,7 +138,7 @@ def _show(env: Environment, event: Event) -> None:
 
 
 def lines(found: Iterable[Event], *, about: bool = True) -> list[Text]:
-    """Events as people read them: when, how bad, of what (``about``), and what."""
+    """Return events for people: time, level, subject (if ``about``), and what happened."""
     from rich.text import Text
 
     from agent.api.sentences import event_text
@@ -153,7 +159,7 @@ def lines(found: Iterable[Event], *, about: bool = True) -> list[Text]:
 
 
 def local_time(at: str) -> str:
-    """This host's time, as system logs have it."""
+    """Return the time in this host's time zone, in the format of system logs."""
     moment = datetime.fromisoformat(at).astimezone()
     year = "" if moment.year == datetime.fromtimestamp(time.time()).astimezone().year else "%Y "
     return f"{moment:{year}%b %d %H:%M:%S}"

@@ -16,7 +16,7 @@ from lbctl.output import emit, facts
 VERDICT_STYLES = {"forward": "green", "pass": "yellow", "drop": "bold red", "reset": "bold red"}
 DEPENDS_ON = {
     "load": "the load of the moment: another may be chosen for the connection itself",
-    "turn": "whose turn it is on the CPU that the connection's first packet comes to",
+    "turn": "the turn of the CPU that receives the connection's first packet",
 }
 
 
@@ -27,10 +27,10 @@ DEPENDS_ON = {
 @agent_options
 @pass_environment
 def explain(env: Environment, protocol: str, client: Endpoint, vip: Endpoint) -> None:
-    """Which backend a connection would get, and why.
+    """Show which backend a connection would get, and why.
 
-    PROTOCOL is tcp or udp. The answer follows the packet path: service, recorded flow, ring. Of
-    the schedulers that compare, it says whom they would choose now, and between whom.
+    PROTOCOL is tcp or udp. The explanation follows the packet path: service, recorded flow, ring.
+    For schedulers that compare, it says which backend they would choose now, and among which.
 
     \b
     Examples:
@@ -84,7 +84,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 
 def _draw(draw: Mapping[str, Any]) -> str:
-    """What the scheduler saw in a draw."""
+    """Return what the scheduler saw in a draw."""
     if not draw["usable"]:
         return ", which is not usable"
     if draw["load_score"] is not None:

@@ -12,15 +12,15 @@ from lbctl.output import to_yaml
 
 
 @click.command()
-@click.option("--services-only", is_flag=True, help="Leave the settings of this balancer out.")
+@click.option("--services-only", is_flag=True, help="Leave out the settings of this balancer.")
 @agent_options
 @pass_environment
 def export(env: Environment, services_only: bool) -> None:
     """Print the running configuration as a configuration file.
 
-    What was changed at run time is in it, so that it can become the agent's file. So is a
-    password of VRRP, if there is one: let nobody read it who may not. Secrets in files of their
-    own are named, not shown.
+    It includes what was changed at run time, so that it can become the agent's file. It also
+    includes the password of VRRP, if there is one, so protect it. Secrets in separate files are
+    named, not shown.
 
     \b
     Examples:
@@ -32,5 +32,5 @@ def export(env: Environment, services_only: bool) -> None:
         config = {"services": config.get("services", [])}
     if env.output is Output.JSON:
         env.write(json.dumps(config, indent=2, ensure_ascii=False))
-    else:  # a configuration is YAML for people, too
+    else:  # people read configurations as YAML, too
         env.write(to_yaml(config))

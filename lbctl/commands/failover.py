@@ -22,7 +22,7 @@ from lbctl.output import emit, render, watch
 
 _instance_argument: Decorator = click.argument("instance", required=False)
 _force_option: Decorator = click.option(
-    "--force", is_flag=True, help="Even if the other balancer does not have the flows."
+    "--force", is_flag=True, help="Hand over even if the other balancer does not have the flows."
 )
 
 
@@ -30,7 +30,7 @@ _force_option: Decorator = click.option(
 def failover() -> None:
     """Failover: status, handover, promote, release.
 
-    Without INSTANCE, a verb is for all instances of the node that is asked.
+    Without INSTANCE, a verb applies to all instances of this node.
 
     \b
     Examples:
@@ -44,10 +44,10 @@ def failover() -> None:
 @agent_options
 @pass_environment
 def failover_status(env: Environment, watch_s: float | None) -> None:
-    """Who is master of what, since when and why; mismatches; the exchange of flows.
+    """Show who is master of what, since when and why; mismatches; the exchange of flows.
 
-    PRIORITY is the configured one, and after an arrow the effective one where it is another.
-    Without an agent, what the failover process says is shown, and the exit code is 3.
+    PRIORITY is the configured priority, followed by an arrow and the effective one if they differ.
+    Without an agent, it shows the answer of the failover process, and the exit code is 3.
 
     \b
     Examples:
@@ -64,14 +64,14 @@ def failover_status(env: Environment, watch_s: float | None) -> None:
             raise
         emit(env, answer, _view)
         raise AgentUnreachableError(
-            f"{error.message}; this is what the failover process says",
+            f"{error.message}; this is the answer of the failover process",
             where=error.where,
             remedy=error.remedy,
         ) from error
 
 
 def _without_agent(env: Environment) -> dict[str, Any] | None:
-    """The answer of the failover process itself, at its usual place; None: it has none."""
+    """Return the answer of the failover process at its usual socket; None: it does not answer."""
     from agent.api import failoverviews
     from agent.errors import SteelyardError
     from agent.failover.client import ask
@@ -112,8 +112,8 @@ def _view(data: Mapping[str, Any]) -> list[object]:
 def handover(env: Environment, instance: str | None, force: bool, dry_run: bool) -> None:
     """Give the VIPs to the other balancer; no connection is lost.
 
-    For work on this node. It stays behind all others until `lbctl failover release`, but takes
-    over if nobody else is there.
+    Use it before work on this node. The node stays backup until `lbctl failover release`, but
+    still takes over if there is no other balancer.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""``lbctl flows``: what the flow table remembers."""
+"""``lbctl flows``: the recorded flows."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--service", type=SERVICE, metavar="SERVICE", help="Only of this service.")
+@click.option("--service", type=SERVICE, metavar="SERVICE", help="Only flows of this service.")
 @click.option(
     "--backend",
     type=BACKEND_FILTER,
     metavar="BACKEND",
-    help="Only of this backend: SERVICE/BACKEND, or its name in any service.",
+    help="Only flows of this backend: SERVICE/BACKEND, or its name in any service.",
 )
-@click.option("--client", type=PREFIX, metavar="ADDRESS|PREFIX", help="Only from there.")
+@click.option("--client", type=PREFIX, metavar="ADDRESS|PREFIX", help="Only flows from there.")
 @click.option(
     "--state",
     type=click.Choice(STATES),
-    help="Only in this state; awaiting: a request waits for its answer.",
+    help="Only flows in this state; awaiting: a request waits for its answer.",
 )
 @click.option(
     "--hottest",
     is_flag=True,
-    help="Those with most request bytes waiting first, then those that were busy last.",
+    help="First the flows with most waiting request bytes, then those with the newest packet.",
 )
 @click.option(
     "--limit",
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     metavar="N",
     default=100,
     show_default=True,
-    help="At most so many.",
+    help="Show at most N flows.",
 )
 @agent_options
 @pass_environment
@@ -56,10 +56,10 @@ def flows(
     hottest: bool,
     limit: int,
 ) -> None:
-    """Recorded flows, by service, backend, client or state.
+    """List recorded flows, by service, backend, client or state.
 
-    A flow is listed once its second packet was seen; embryonic ones have no addresses yet.
-    WAITING B are the bytes of a request that waits for its answer, HANDSHAKE the time from SYN
+    A flow is listed once its second packet was seen; embryonic flows have no addresses yet.
+    WAITING B is the number of request bytes that wait for an answer, HANDSHAKE the time from SYN
     to ACK, NAT SOURCE the address that a fullnat backend sees as the client.
 
     \b
@@ -93,7 +93,7 @@ def _view(data: Mapping[str, Any]) -> list[object]:
 
 
 def flow_table(flows: Sequence[Mapping[str, Any]]) -> Table:
-    """The table of flows."""
+    """Return the table of flows."""
     from agent.humanise import age, endpoint
     from lbctl.layout import Cell, Column, Table
 
@@ -144,7 +144,7 @@ def _nat_source(flow: Mapping[str, Any]) -> str:
 
 
 def _requests(flow: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Waiting bytes, what it talks, and how long the handshake took."""
+    """Return the waiting bytes, the protocol of the payload, and the time of the handshake."""
     from agent.humanise import count, milliseconds
 
     if flow["waiting_bytes"] is None:

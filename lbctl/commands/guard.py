@@ -1,4 +1,4 @@
-"""``lbctl guard``: whom the operator does not want: blocks, lists, and what they have dropped."""
+"""``lbctl guard``: blocks, lists and limits, and what they have dropped."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def guard() -> None:
 @agent_options
 @pass_environment
 def guard_status(env: Environment, watch_s: float | None) -> None:
-    """What is blocked, listed and limited, and how many packets that has dropped.
+    """Show what is blocked, listed and limited, and how many packets were dropped for it.
 
-    WOULD DROP counts what services with `guard: dry-run` have served. SOURCES are those that may
-    begin no flow now, because of what they have open or waiting.
+    WOULD DROP counts packets that `guard: dry-run` let through. SOURCES is the number of sources
+    that may begin no flow now, because of their open flows or waiting bytes.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def guard_status(env: Environment, watch_s: float | None) -> None:
 @agent_options
 @pass_environment
 def guard_list(env: Environment) -> None:
-    """The sources that are blocked, those that end first at the top.
+    """List the blocked sources, those whose block ends first at the top.
 
     \b
     Example:
@@ -75,15 +75,15 @@ def guard_list(env: Environment) -> None:
     metavar="DURATION",
     help="How long: 30s, 10m, 24h.",
 )
-@click.option("--why", default="", metavar="TEXT", help="A few words for who reads the list.")
+@click.option("--why", default="", metavar="TEXT", help="A reason, shown in the list.")
 @yes_option
 @agent_options
 @pass_environment
 def block(env: Environment, prefixes: tuple[str, ...], for_s: float, why: str, yes: bool) -> None:
     """Drop what these sources send, at once, and end their flows.
 
-    A block ends by itself, and outlives restarts of the agent until then. Blocking a source again
-    sets its time anew. An IPv6 host usually has a whole /64.
+    A block expires, and outlives restarts of the agent until then. Blocking a source again
+    restarts its time. An IPv6 host usually has a whole /64.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def unblock(env: Environment, prefixes: tuple[str, ...]) -> None:
 @agent_options
 @pass_environment
 def guard_test(env: Environment, address: str) -> None:
-    """What becomes of a new flow from ADDRESS at each service, by what the kernel's tables say.
+    """Show what happens to a new flow from ADDRESS at each service, by the kernel's tables.
 
     \b
     Example:
@@ -124,7 +124,7 @@ def guard_test(env: Environment, address: str) -> None:
 
 
 @guard.command("top")
-@click.option("--service", type=SERVICE, metavar="SERVICE", help="Only at this service.")
+@click.option("--service", type=SERVICE, metavar="SERVICE", help="Only flows of this service.")
 @click.option(
     "--by",
     type=click.Choice(["flows", "waiting"]),
@@ -138,13 +138,13 @@ def guard_test(env: Environment, address: str) -> None:
     metavar="N",
     default=20,
     show_default=True,
-    help="At most so many.",
+    help="Show at most N sources.",
 )
 @watch_option
 @agent_options
 @pass_environment
 def top(env: Environment, service: str | None, by: str, limit: int, watch_s: float | None) -> None:
-    """The sources with most open flows, or most request bytes that wait for an answer.
+    """List the sources with most open flows, or most request bytes that wait for an answer.
 
     \b
     Examples:
@@ -257,7 +257,7 @@ def _limits(data: Mapping[str, Any]) -> list[object]:
     return ["", Table(columns, rows)]
 
 
-_OF_WHAT_IS_HELD = ("open_flows_per_source", "waiting_per_source")  # SOURCES are beyond them now
+_OF_WHAT_IS_HELD = ("open_flows_per_source", "waiting_per_source")  # SOURCES exceed them now
 
 
 def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:

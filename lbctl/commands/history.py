@@ -1,4 +1,4 @@
-"""``lbctl history``: the versions of the running configuration, what lies between two, and back."""
+"""``lbctl history``: versions of the running configuration: list, compare, roll back."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lbctl.options import (
 )
 from lbctl.output import emit
 
-TIMEOUT_S = 60.0  # thousands of backends are read and checked anew
+TIMEOUT_S = 60.0  # enough to read and check thousands of backends
 
 _number_argument = click.argument("number", type=click.IntRange(min=1), metavar="N")
 
 
 @click.group(cls=SuggestingGroup, invoke_without_command=True)
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="The newest N alone.")
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", help="Only the newest N.")
 @agent_options
 @click.pass_context
 def history(ctx: click.Context, count: int | None) -> None:
     """Versions of the running configuration: show, diff, rollback.
 
-    Without a subcommand: every version that is kept, with who made it, when and why, the newest
-    last. The last 200 are kept, and of very large configurations fewer.
+    Without a subcommand, it lists every version, with who made it, when and why, the newest
+    last. The last 200 versions are kept, fewer of very large configurations.
 
     \b
     Examples:
@@ -91,7 +91,7 @@ def _in_short(version: Mapping[str, Any]) -> str:
 @agent_options
 @pass_environment
 def show(env: Environment, number: int) -> None:
-    """Who made a version, when and why, and what it changed.
+    """Show who made a version, when and why, and what it changed.
 
     \b
     Example:
@@ -129,7 +129,7 @@ def show(env: Environment, number: int) -> None:
 @agent_options
 @pass_environment
 def diff(env: Environment, old: int, new: int | None) -> None:
-    """What lies between version OLD and version NEW, or what runs now.
+    """Show what differs between version OLD and version NEW, or the running configuration.
 
     \b
     Examples:
@@ -155,8 +155,8 @@ def diff(env: Environment, old: int, new: int | None) -> None:
 def rollback(env: Environment, number: int, service: str | None, dry_run: bool, yes: bool) -> None:
     """Run the services of version N again, or one of them.
 
-    Shows the plan, and asks on a terminal. It is a new version, so it can be undone in the same
-    way. Settings other than services are the file's, and stay as they are.
+    Shows the plan, and asks on a terminal. A rollback makes a new version, so it can be undone in
+    the same way. Settings other than services belong to the file, and stay as they are.
 
     \b
     Examples:

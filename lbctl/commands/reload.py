@@ -18,9 +18,9 @@ from lbctl.options import agent_options, dry_run_option, message_option, yes_opt
 def reload(env: Environment, dry_run: bool, yes: bool) -> None:
     """Have the agent read its configuration file again.
 
-    Does what "systemctl reload lb-agent" does, and shows what changed. A file that removes a
-    service, or more than half of the backends of one, while they have open flows may be one that
-    was cut off: it is refused unless you confirm it, on a terminal or with --yes.
+    Does what "systemctl reload lb-agent" does, and shows what changed. If the file removes a
+    service, or more than half of its backends, while they have open flows, the file may have been
+    cut off: it is refused unless you confirm it, on a terminal or with --yes.
 
     \b
     Examples:

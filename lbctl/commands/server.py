@@ -42,7 +42,7 @@ _words_argument = click.argument("words", type=SERVER, nargs=-1, required=True, 
 def server() -> None:
     """Servers, over all services: list, show, drain, enable, disable, weight.
 
-    A server is named by its address, or by the name of its backends, if no other server has
+    A server is named by its address, or by the name of its backends if no other server has
     backends of that name.
 
     \b
@@ -64,9 +64,9 @@ def list_servers(
     sort: str | None,
     limit: int | None,
 ) -> None:
-    """All servers: the worst state of their backends, why, and what they have to do.
+    """List all servers: the worst state of their backends, the reason, and the load.
 
-    BACKENDS are those that are up, of all.
+    BACKENDS shows how many of the server's backends are up.
 
     \b
     Examples:
@@ -139,7 +139,7 @@ def _table(shown: Sequence[Server], total: int) -> list[object]:
 @agent_options
 @pass_environment
 def show_server(env: Environment, word: str, watch_s: float | None) -> None:
-    """The backends of a server, in every service.
+    """Show the backends of a server, in every service.
 
     \b
     Example:
@@ -171,9 +171,9 @@ def _show_view(data: Mapping[str, Any]) -> list[object]:
 def drain_server(
     env: Environment, words: tuple[str, ...], wait: bool, wait_limit: float, dry_run: bool
 ) -> None:
-    """Send no new flows to servers, in every service; the flows they have go on.
+    """Send no new flows to servers, in every service; their open flows go on.
 
-    All of it happens at once, or nothing if a server is not there.
+    All backends are drained in one step, or none if a server does not exist.
 
     \b
     Examples:
@@ -208,7 +208,7 @@ def enable_server(env: Environment, words: tuple[str, ...], dry_run: bool) -> No
 @agent_options
 @pass_environment
 def disable_server(env: Environment, words: tuple[str, ...], dry_run: bool) -> None:
-    """Maintenance: nothing is sent to these servers in any service, open flows included.
+    """Maintenance: send nothing to servers in any service, not even packets of open flows.
 
     \b
     Example:
@@ -237,7 +237,7 @@ def weigh_server(env: Environment, word: str, weight: int, dry_run: bool) -> Non
 def _set(
     env: Environment, words: Sequence[str], values: Mapping[str, object], *, dry_run: bool
 ) -> list[BackendRef]:
-    """Set this of every backend of the servers."""
+    """Set these values for every backend of the servers."""
     known = servers(env.agent().get("/v1/services")["services"])
     found = {each.address: each for word in words for each in find(known, word)}
     refs = [BackendRef(row["service"], row["name"]) for s in found.values() for row in s.backends]

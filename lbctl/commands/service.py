@@ -58,7 +58,7 @@ def list_services(
     limit: int | None,
     watch_s: float | None,
 ) -> None:
-    """All services: state, why, since when, and their traffic.
+    """List all services: state, reason, since when, and traffic.
 
     \b
     Examples:
@@ -92,7 +92,7 @@ def _list_view(data: Mapping[str, Any], wanted: int, there: int) -> list[object]
 @agent_options
 @pass_environment
 def show_service(env: Environment, name: str, watch_s: float | None) -> None:
-    """One service in full, with its backends.
+    """Show one service in full, with its backends.
 
     \b
     Example:
@@ -111,7 +111,7 @@ def show_service(env: Environment, name: str, watch_s: float | None) -> None:
 
 
 def _hottest(env: Environment, service: str, backend: str) -> list[dict[str, Any]]:
-    """The flows that the backend with most busy connections has most work with."""
+    """Return the flows that keep the backend with most busy connections busiest."""
     wanted: dict[str, str | int | None] = {
         "service": service,
         "backend": backend,
@@ -123,7 +123,7 @@ def _hottest(env: Environment, service: str, backend: str) -> list[dict[str, Any
 
 
 def get_service(env: Environment, name: str) -> dict[str, Any]:
-    """One service of the agent; an unknown name comes with the nearest one."""
+    """Return one service of the agent. The error for an unknown name suggests a similar one."""
     from urllib.parse import quote
 
     agent = env.agent()
@@ -165,7 +165,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 
 def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """When backends get no new flows, or fewer, though their checks say that they are up."""
+    """Yield the settings by which backends get fewer or no new flows although they are up."""
     from agent.humanise import duration
     from lbctl import loadviews
 
@@ -179,7 +179,7 @@ def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]
 
 
 def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """What is told only of services that have it."""
+    """Yield the lines for features that only some services use."""
     from agent.humanise import exact, plural
     from lbctl import loadviews
 
@@ -210,7 +210,7 @@ def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "not recorded", text
 
 
-HOTTEST = 3  # flows
+HOTTEST = 3  # flows shown
 
 _DOWN_FLOWS = {
     "auto": "auto (reset if nothing comes back from the server, else kept)",
@@ -256,7 +256,7 @@ def _guard(data: Mapping[str, Any]) -> str:
 
 
 def _check(check: Mapping[str, Any]) -> str:
-    """A health check on one line, whatever keys it has."""
+    """Return a health check on one line, with all its keys."""
     kind = check.get("type", "none")
     if kind == "none":
         return "none (backends count as up)"
@@ -286,7 +286,7 @@ def _with_unit(key: str, value: object) -> str:
 @agent_options
 @pass_environment
 def add_service(env: Environment, /, name: str, dry_run: bool, **options: object) -> None:
-    """Add a service, with its backends if you like.
+    """Add a service, optionally with its backends.
 
     \b
     Examples:
@@ -321,7 +321,7 @@ def add_service(env: Environment, /, name: str, dry_run: bool, **options: object
 @agent_options
 @pass_environment
 def set_service(env: Environment, /, name: str, dry_run: bool, **options: object) -> None:
-    """Change settings of a service; what is not named stays.
+    """Change settings of a service; other settings stay.
 
     \b
     Examples:
@@ -332,8 +332,8 @@ def set_service(env: Environment, /, name: str, dry_run: bool, **options: object
       lbctl service set chat --no-learn-speed --rebalance-rate 5
       lbctl service set chat --scheduler least-load --affinity source
 
-    A service with open flows keeps its way of forwarding where the flows could not go on:
-    into, out of, and between nat and fullnat.
+    A service with open flows cannot change its forwarding mode into, out of, or between nat and
+    fullnat, because the flows could not go on.
     """
     values = document(options)
     require(values, click.get_current_context())
@@ -348,7 +348,7 @@ def set_service(env: Environment, /, name: str, dry_run: bool, **options: object
 @agent_options
 @pass_environment
 def remove_service(env: Environment, name: str, dry_run: bool, yes: bool) -> None:
-    """Remove a service and its backends; asks first.
+    """Remove a service and its backends, after asking.
 
     \b
     Examples:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @agent_options
 @pass_environment
 def status(env: Environment, watch_s: float | None) -> None:
-    """The balancer on one screen: what is wrong, agent, data plane, rates, services.
+    """Show the balancer on one screen: what is wrong, agent, data plane, rates, services.
 
     \b
     Examples:
@@ -65,7 +65,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
 
 def _services(env: Environment) -> list[object]:
-    """The services, the worst first; none of an agent that does not list them yet."""
+    """Return the services, the worst first; none if the agent is too old to list them."""
     from agent.humanise import exact
     from lbctl.views import service_table
 
@@ -86,7 +86,7 @@ SHOWN_SERVICES = 10
 
 
 def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:
-    """Nothing if nothing has gone wrong in the last hour."""
+    """Return the number of errors and warnings in the last hour, if there were any."""
     from agent.humanise import plural
 
     told = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
@@ -103,7 +103,7 @@ HOOKS = {
 
 
 def headline(agent: Mapping[str, Any], plane: Mapping[str, Any]) -> Text:
-    """Which balancer it is, and whether it balances, where."""
+    """Return which balancer it is, and whether and where it balances."""
     from rich.text import Text
 
     where = ", ".join((plane["interface"], *plane["backend_interfaces"]))
@@ -150,7 +150,7 @@ def _flow_table(table: Mapping[str, Any]) -> str:
 
 
 def _failover(data: Mapping[str, Any]) -> list[tuple[str, object]]:
-    """Who has the VIPs, and how it stands with the flows; nothing without any instance."""
+    """Return who has the VIPs, and the state of flow sync; nothing without an instance."""
     if not data["configured"]:
         return []
     from lbctl.failoverviews import summary_lines
@@ -161,7 +161,7 @@ def _failover(data: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 
 def _nat(ports: Sequence[Mapping[str, Any]]) -> list[tuple[str, object]]:
-    """The server towards which each source address of fullnat has the most ports in use."""
+    """Return, for each source address of fullnat, the server with the most ports in use."""
     from agent.humanise import count, percent
 
     fullest: dict[str, Mapping[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""``lbctl support-bundle``: what somebody who helps needs to see, in one file."""
+"""``lbctl support-bundle``: everything that a helper needs to see, in one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agent.errors import SteelyardError
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options
 
-# What others must not know: passwords of VRRP, and the seed by which clients could be steered.
+# Secrets: passwords of VRRP, and the seed, with which an attacker could choose a backend.
 SECRETS = ("password", "hash_seed")
 HIDDEN = "(hidden)"
 _LOG_LINES = 5000
@@ -72,12 +72,12 @@ _FILES = tuple(
 @agent_options
 @pass_environment
 def support_bundle(env: Environment, file: Path | None) -> None:
-    """One file with all that somebody who helps needs to see.
+    """Write one file with everything that a helper needs to see.
 
-    The agent's status, services, configuration, events and history, what doctor says, the log, and
-    what `ip`, `tc` and `nft` say of this host. Passwords are left out, and so are flows: the only
+    It has the agent's status, services, configuration, events and history, the findings of doctor,
+    the log, and the output of `ip`, `tc` and `nft`. Passwords and flows are left out: the only
     addresses of clients in it are those in events, in the guard's blocks and among the host's
-    neighbours. What cannot be had is named in it. It works without an agent.
+    neighbours. Parts that cannot be read are named in it. It works without an agent.
 
     \b
     Example:
@@ -94,7 +94,9 @@ def support_bundle(env: Environment, file: Path | None) -> None:
             where=str(path),
             remedy="name another file: --file",
         ) from error
-    env.note(f"{path}: {len(parts)} files, {path.stat().st_size:,} bytes; read it before it leaves")
+    env.note(
+        f"{path}: {len(parts)} files, {path.stat().st_size:,} bytes; read it before you send it"
+    )
 
 
 def _parts(env: Environment) -> Iterator[tuple[str, str]]:
@@ -118,7 +120,7 @@ def _parts(env: Environment) -> Iterator[tuple[str, str]]:
 
 
 def _told(name: str, tell: Callable[[], str]) -> tuple[str, str]:
-    """A part; where it cannot be had, why."""
+    """Return a part of the bundle; if it cannot be read, the reason."""
     try:
         return name, tell()
     except (OSError, SteelyardError, subprocess.SubprocessError) as error:
@@ -130,7 +132,7 @@ def _asked(env: Environment, path: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """The same without secrets, wherever they are."""
+    """Return the value without secrets, at any depth."""
     if isinstance(value, Mapping):
         return {
             key: HIDDEN if key in SECRETS and each is not None else redacted(each)
@@ -154,14 +156,14 @@ def _json(value: object) -> str:
 
 
 def _name(parts: Mapping[str, str]) -> str:
-    """Of the balancer and the moment."""
+    """Return a name with the balancer and the time."""
     status = json.loads(parts.get("status.json", "{}"))
     who = status.get("agent", {}).get("name", platform.node() or "host")
     return f"steelyard-{who}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _write(path: Path, name: str, parts: Mapping[str, str]) -> None:
-    """Nobody but its owner may read it."""
+    """Write the bundle so that only its owner may read it."""
     with (
         os.fdopen(os.open(path, _NEW, _READABLE), "wb") as raw,
         tarfile.open(fileobj=raw, mode="w:gz") as archive,

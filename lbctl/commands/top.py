@@ -1,4 +1,4 @@
-"""``lbctl top``: a terminal's whole screen, drawn by curses, which sends what has changed alone."""
+"""``lbctl top``: a full-screen view, drawn by curses, which only sends what has changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 type Query = dict[str, str | int | None]
 
-SLOW_S = 2.0  # between two questions about the balancer as a whole, and about events
+SLOW_S = 2.0  # between two queries about the balancer as a whole, and about events
 FLOWS_S = 5.0  # reading a large flow table takes the agent a while
 KEPT_EVENTS = 500
 _LOOK_S = 0.1
@@ -60,15 +60,15 @@ _COLOURS = {
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two looks. The agent counts once a second.",
+    help="Time between two refreshes. The agent counts once a second.",
 )
 @agent_options
 @pass_environment
 def top(env: Environment, interval_s: float) -> None:
-    """Services, backends and flows on a full screen, as they change.
+    """Show services, backends and flows on a full screen, as they change.
 
-    What is worst comes first. Enter goes into a service and a backend, escape comes back, ? shows
-    all keys. It changes nothing.
+    The worst come first. Enter opens a service or a backend, escape goes back, ? shows all keys.
+    It changes nothing.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def top(env: Environment, interval_s: float) -> None:
     from lbctl.top import Place
 
     asker = Asker(env, interval_s)
-    asker.first()  # an agent that is not there is an error like any other
+    asker.first()  # a missing agent is an error like any other
     locale.setlocale(locale.LC_ALL, "")
     os.environ.setdefault("ESCDELAY", "100")
     try:
@@ -92,7 +92,7 @@ def top(env: Environment, interval_s: float) -> None:
             raise curses.error("its cursor cannot be moved")
         curses.wrapper(lambda window: Screen(env, window, asker).run(Place()))
     except KeyboardInterrupt:
-        pass  # how it ends, too
+        pass  # another usual end
     except curses.error as error:
         raise click.UsageError(
             f"top cannot draw on this terminal ({error}); TERM says which one it is",
@@ -103,8 +103,8 @@ def top(env: Environment, interval_s: float) -> None:
 
 
 class Asker:
-    """Asks the agent what the view needs, in a thread of its own: one that hangs must not keep
-    keys from working.
+    """Queries the agent for the data of the view, in its own thread, so that keys work even if
+    the agent hangs.
     """
 
     def __init__(self, env: Environment, interval_s: float) -> None:
@@ -124,13 +124,13 @@ class Asker:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def first(self) -> None:
-        """The first answer. Raises what is wrong with the agent."""
+        """Wait for the first answer. Raises the agent's error."""
         self.told = self._ask(self._place)
         self._wanted = False
         self._thread.start()
 
     def want(self, place: Place, rows: int) -> None:
-        """The person is there now, and sees so many rows."""
+        """Set the place where the person is, and how many rows the screen shows."""
         with self._wake:
             asks_else = _question(place, rows) != _question(self._place, self._rows)
             if place.view.kind is not self._place.view.kind or place.view.of != self._place.view.of:
@@ -141,7 +141,7 @@ class Asker:
                 self._wake.notify()
 
     def stop(self) -> None:
-        """Ask no more. What is being asked is not waited for."""
+        """Stop querying, without waiting for a query in progress."""
         with self._wake:
             self._ended = True
             self._wake.notify()
@@ -238,20 +238,20 @@ class Asker:
 
 
 def _question(place: Place, rows: int) -> tuple[object, ...]:
-    """What of a place the agent is asked about."""
+    """Return the parts of a place that determine the query to the agent."""
     view = place.view
     return view.kind, view.of, view.first, view.match, place.sort, place.paused, rows
 
 
 class Screen:
-    """Draws, and reads keys."""
+    """Draws the screen, and reads keys."""
 
     def __init__(self, env: Environment, window: curses.window, asker: Asker) -> None:
         self._window, self._asker = window, asker
         self._unicode = "utf" in locale.nl_langinfo(locale.CODESET).lower()
         self._styles = {"bold": curses.A_BOLD, "dim": curses.A_DIM, "reverse": curses.A_REVERSE}
         if curses.has_colors():
-            curses.use_default_colors()  # or all would be white on black
+            curses.use_default_colors()  # otherwise all would be white on black
         if env.colour and curses.has_colors():
             for number, (name, colour) in enumerate(_COLOURS.items(), 1):
                 curses.init_pair(number, colour, -1)
@@ -261,7 +261,7 @@ class Screen:
         window.timeout(int(_LOOK_S * 1000))
 
     def run(self, place: Place) -> None:
-        """Until the person leaves."""
+        """Draw and react to keys until the person quits."""
         from lbctl.top import pressed, room_for_rows, screen, settled
 
         drawn: tuple[Place, Told, Size] | None = None
@@ -287,7 +287,7 @@ class Screen:
         return Size(width, height, self._unicode)
 
     def _key(self) -> str:
-        """The next key, by name; empty: none came."""
+        """Return the name of the next key; empty: none was pressed."""
         try:
             got = self._window.get_wch()
         except curses.error:
@@ -320,7 +320,7 @@ class Screen:
 
 
 def _pieces(line: Text) -> list[tuple[str, str]]:
-    """A line in parts of one style each."""
+    """Split a line into parts of one style each."""
     plain = line.plain
     cuts = sorted(
         {0, len(plain), *(n for span in line.spans for n in (span.start, span.end))}

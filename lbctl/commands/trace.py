@@ -31,7 +31,7 @@ type Event = Mapping[str, Any]
 
 @dataclass(slots=True)
 class _Tally:
-    """What was shown and lost; ``…_before`` by agents that are gone."""
+    """Numbers of events shown and lost; ``…_before``: by agents that have ended."""
 
     shown: int = 0
     found: bool = False  # an agent answered
@@ -57,13 +57,13 @@ def _sample(_ctx: click.Context, _param: click.Parameter, value: int | None) -> 
 @click.command()
 @click.argument("expression", nargs=-1, metavar="[EXPRESSION]")
 @click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="End after N events.")
-@click.option("-n", "--numeric", is_flag=True, help="Backends by their addresses.")
+@click.option("-n", "--numeric", is_flag=True, help="Show backends by their addresses.")
 @click.option(
     "-t",
     "stamps",
     count=True,
-    help="No times; -tt seconds since 1970, -ttt since the line before, -tttt with the date, "
-    "-ttttt since the first line.",
+    help="Show no times; -tt seconds since 1970, -ttt since the previous line, -tttt with the "
+    "date, -ttttt since the first line.",
 )
 @click.option("--drops", is_flag=True, help="Packets that were not forwarded, and why.")
 @click.option("--picks", is_flag=True, help="New flows, and the backends chosen for them.")
@@ -75,7 +75,7 @@ def _sample(_ctx: click.Context, _param: click.Parameter, value: int | None) -> 
     type=click.IntRange(1, MAX_SAMPLE),
     callback=_sample,
     metavar="N",
-    help=f"Of packets, show one in N, a power of two.  [default: {DEFAULT_SAMPLE}]",
+    help=f"Show one packet in N, a power of two.  [default: {DEFAULT_SAMPLE}]",
 )
 @agent_options
 @pass_environment
@@ -89,15 +89,15 @@ def trace(
     sample: int | None,
     **kinds: bool,
 ) -> None:
-    """What the data plane decides, as it happens.
+    """Show what the data plane decides, as it happens.
 
-    Until Ctrl-C, or for -c events. Without --drops, --picks, --answers, --closes or --packets it
-    shows the first four; with some of them, only those.
+    Runs until Ctrl-C, or for -c events. Without --drops, --picks, --answers, --closes or --packets
+    it shows the first four kinds; with some of them, only those.
 
-    EXPRESSION is as tcpdump's: [src|dst] host ADDRESS, [src|dst] net PREFIX, [src|dst] port N,
-    [src|dst] portrange N-M, tcp, udp, icmp, icmp6, ip, ip6, and besides service NAME, backend NAME
-    or SERVICE/NAME, reason LABEL; joined by and, or, not and parentheses. As in tcpdump, and and
-    or bind equally, from the left. The source of what a backend sends is the VIP.
+    EXPRESSION is like tcpdump's: [src|dst] host ADDRESS, [src|dst] net PREFIX, [src|dst] port N,
+    [src|dst] portrange N-M, tcp, udp, icmp, icmp6, ip, ip6, and also service NAME, backend NAME
+    or SERVICE/NAME, reason LABEL; joined by and, or, not and parentheses. As in tcpdump, "and" and
+    "or" bind equally, from the left. A packet from a backend has the VIP as its source.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def trace(
     if text:
         _check(text)
     if sample is not None and not kinds["packets"]:
-        raise click.UsageError("--sample goes with --packets")
+        raise click.UsageError("--sample needs --packets")
     asked = [kind for option, chosen in kinds.items() if chosen for kind in KINDS[option]]
     query = {"kind": ",".join(asked) or None, "sample": sample, "filter": text or None}
     tally, show = _Tally(), _writer(env, stamps, numeric)
@@ -122,7 +122,7 @@ def trace(
                 if tally.shown == count:
                     break
     except KeyboardInterrupt:
-        pass  # how it ends
+        pass  # the usual end
     finally:
         if tally.found:
             from agent.api.eventlines import summary
@@ -131,7 +131,7 @@ def trace(
 
 
 def _check(text: str) -> None:
-    """Refuse an expression that makes no sense, and point at the place."""
+    """Refuse an invalid expression, and point at the mistake."""
     from agent.api.tracefilter import FilterError, parse
 
     try:
@@ -144,7 +144,7 @@ def _check(text: str) -> None:
 def _events(
     env: Environment, query: Mapping[str, str | int | None], tally: _Tally
 ) -> Iterator[Event]:
-    """Events until the end of time; an agent that restarts is waited for."""
+    """Yield events without end; wait for an agent that restarts."""
     following = False
     while True:
         try:
@@ -188,7 +188,7 @@ def _writer(env: Environment, stamps: int, numeric: bool) -> Callable[[Event], N
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end it as Ctrl-C does, unless they are ignored as by nohup."""
+    """Make SIGTERM and SIGHUP end the command like Ctrl-C, unless they are ignored, as by nohup."""
 
     def stop(_number: int, _frame: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,1 +1,1 @@
-"""Finds what is wrong with a host: ``gather`` looks, ``checks`` judge, nothing is changed."""
+"""Finds what is wrong with a host: ``gather`` reads, ``checks`` judge, nothing is changed."""

@@ -1,4 +1,4 @@
-"""Judges the running agent: its rights, its release, and how full the tables that it fills are."""
+"""Judges the running agent: its capabilities, its release, and how full its tables are."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from agent.humanise import exact, percent, plural
 from agent.model import Tables
 from lbctl.doctor.facts import Facts, Finding, Question, Verdict
 
-NEARLY_FULL = 0.8  # as the alerts have it
+NEARLY_FULL = 0.8  # the threshold of the alerts
 MOST_FLOWS = 268_435_456
 FEW_FILES = 4096
-# Kernels before that count the memory of BPF maps as locked memory.
+# Kernels before this one count the memory of BPF maps as locked memory.
 MAPS_ARE_NOT_LOCKED = (5, 11)
-# What the agent cannot do without each. CAP_SYS_ADMIN has CAP_BPF and CAP_PERFMON in it.
+# What the agent cannot do without each capability. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
 RIGHTS = {
     "CAP_BPF": "no program can be loaded when the configuration needs another",
     "CAP_PERFMON": "the verifier refuses the program when it is loaded anew",
     "CAP_NET_ADMIN": "neither programs, VIPs nor next hops can be changed",
-    "CAP_SYS_ADMIN": "what a former agent has pinned cannot be opened",
-    "CAP_NET_RAW": "idle connections cannot be reset, and nobody is asked who else has the VIPs",
+    "CAP_SYS_ADMIN": "objects that a former agent pinned cannot be opened",
+    "CAP_NET_RAW": "idle connections cannot be reset, and other hosts with the VIPs go unseen",
 }
 _RESTART = "systemctl restart lb-agent (no connection notices)"
 
 
 def open_files(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Each health check in progress is an open file."""
+    """Check the limit of open files: each health check in progress is an open file."""
     process = facts.agent.process
     running = process.open_files if process else None
     limit, whose = (
@@ -52,7 +52,7 @@ def open_files(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def rights(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Whether the agent may do what it will have to: it finds out only when it does it."""
+    """Check the agent's capabilities, because it notices a missing one only when it needs it."""
     process = facts.agent.process
     if process is None or process.capabilities is None:
         return
@@ -83,16 +83,16 @@ def rights(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def unit(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """A unit of another release has other rights and limits than this one needs."""
+    """Check the installed units: those of another release have other capabilities and limits."""
     other = [name for name, same in facts.units.items() if not same]
     if other:
         files = " and ".join(f"/etc/systemd/system/{name}" for name in other)
         yield Finding(
             "unit",
             Verdict.WARNING,
-            f"{files} {'is' if len(other) == 1 else 'are'} not as this release has it: of another"
-            " release, or edited in place, where the next set-up overwrites it",
-            "own settings go into drop-ins (systemctl edit); then deploy/setup.sh --service, and"
+            f"{files} {'is' if len(other) == 1 else 'are'} not as this release ships it: of another"
+            " release, or edited in place, which the next set-up overwrites",
+            "put own settings into drop-ins (systemctl edit); then deploy/setup.sh --service, and"
             f" systemctl restart {' '.join(name.removesuffix('.service') for name in other)}",
         )
     elif facts.units:
@@ -100,7 +100,7 @@ def unit(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def release(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """An upgrade takes effect at the next start, of the agent and of the failover process."""
+    """Check the running release: an upgrade takes effect at the next start of each process."""
     installed, status = facts.installed, facts.agent.status
     if installed is None:
         return
@@ -119,11 +119,13 @@ def release(facts: Facts, _ask: Question) -> Iterator[Finding]:
             "systemctl restart lb-agent-failover (the other balancer takes over meanwhile)",
         )
     if status is not None and not stale:
-        yield Finding("release", Verdict.OK, f"what runs is what is installed, {installed.version}")
+        yield Finding(
+            "release", Verdict.OK, f"the installed version is running, {installed.version}"
+        )
 
 
 def _older(facts: Facts, about: Mapping[str, Any]) -> str:
-    """Why what runs is not what is installed; empty: it is, as far as one can see."""
+    """Return why the running agent is not the installed one; empty if no difference is seen."""
     installed, process = facts.installed, facts.agent.process
     if installed is None:
         return ""
@@ -133,12 +135,12 @@ def _older(facts: Facts, about: Mapping[str, Any]) -> str:
     if process is None or not process.same_python or not started:
         return ""
     if datetime.fromisoformat(started).timestamp() < installed.written:
-        return "the agent was started before what is installed now was written"
+        return "the agent was started before the installed version was written"
     return ""
 
 
 def flow_table(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """New flows without a place in it are forwarded, and forgotten."""
+    """Check the room in the flow table: new flows without a slot are forwarded, and forgotten."""
     table = ((facts.agent.status or {}).get("dataplane") or {}).get("flow_table")
     if not table:
         return
@@ -151,14 +153,14 @@ def flow_table(facts: Facts, _ask: Question) -> Iterator[Finding]:
     yield Finding(
         "flow table",
         Verdict.WARNING,
-        f"{text}: flows that find no place are not remembered, and break when backends change",
+        f"{text}: flows that find no slot are not recorded, and break when backends change",
         f"tables: {{flows: {wanted}}} in the configuration, then {_RESTART}; or shorter `timeouts`"
         " of the services",
     )
 
 
 def ports(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Source ports of fullnat, towards each server. Of those nearly all in use the agent tells."""
+    """Check the source ports of fullnat. If nearly all are in use, the agent itself says so."""
     plane = (facts.agent.status or {}).get("dataplane") or {}
     used, there = Counter[str](), Counter[str]()
     for each in plane.get("nat_ports", ()):
@@ -191,12 +193,14 @@ def ports(facts: Facts, _ask: Question) -> Iterator[Finding]:
         )
     elif pairs and not near and not said:
         yield Finding(
-            "fullnat ports", Verdict.OK, f"enough are free towards {plural(len(there), 'server')}"
+            "fullnat ports",
+            Verdict.OK,
+            f"enough ports are free towards {plural(len(there), 'server')}",
         )
 
 
 def lists(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The trees of blocks and lists. Of what did not fit the agent tells."""
+    """Check the room for blocks and lists. The agent itself reports what did not fit."""
     found = facts.agent.guard
     if not found or found.get("problem") or not found.get("nodes"):
         return
@@ -209,8 +213,8 @@ def lists(facts: Facts, _ask: Question) -> Iterator[Finding]:
     yield Finding(
         "blocks and lists",
         Verdict.WARNING,
-        f"{text}: what changes is made anew beside what is there, and all of it at a restart, so"
-        " it may find no room then, and stays as it was",
+        f"{text}: a list that changes is rebuilt beside the old one, and all lists at a restart,"
+        " so there may be no room for it then, and the old one stays",
         f"tables: {{guard_nodes: {2 * room}}} in the configuration, then {_RESTART}",
     )
 

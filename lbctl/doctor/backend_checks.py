@@ -1,4 +1,6 @@
-"""Judges a backend. With dsr, ipip and gue it must take packets for the VIP, and keep it quiet."""
+"""Judges a backend. With dsr, ipip and gue it must accept packets for the VIP without announcing
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,17 @@ from collections.abc import Iterator
 from agent.model import Address, Forward
 from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 
-# deploy/backend-setup.sh does all of this at once.
+# deploy/backend-setup.sh does all of this in one step.
 SETUP = "deploy/backend-setup.sh"
-SENDERS_TABLE = "steelyard_tunnels"  # of deploy/backend-setup.sh --from
-# ARP does not ask there.
+SENDERS_TABLE = "steelyard_tunnels"  # made by deploy/backend-setup.sh --from
+# Interfaces that do not use ARP.
 QUIET_KINDS = ("dummy", "ipip", "ip6tnl", "sit")
 
 
 def vip(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """The VIP is on lo, and not on an interface that would announce it."""
+    """Check that the VIP is on lo, and not on an interface that would announce it."""
     if _is_nat(ask):
-        return  # packets come for the backend's own address
+        return  # packets come to the backend's own address
     if not ask.vips:
         yield Finding(
             "vip", Verdict.UNKNOWN, "no VIP was named", "lbctl doctor --role backend --vip ADDRESS"
@@ -39,7 +41,7 @@ def vip(facts: Facts, ask: Question) -> Iterator[Finding]:
             yield Finding(
                 "vip",
                 Verdict.PROBLEM,
-                f"{address} is not on lo: packets for it are not taken",
+                f"{address} is not on lo: packets for it are not accepted",
                 add,
             )
         else:
@@ -51,7 +53,7 @@ def _quiet(link: Link) -> bool:
 
 
 def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """ARP must be silent about the VIP (the larger of "all" and the interface's own counts)."""
+    """Check that ARP is silent about the VIP: the larger of "all" and the interface's own value."""
     if _is_nat(ask) or (ask.vips and all(address.version == 6 for address in ask.vips)):
         return  # neighbour discovery never answers for an address of another interface
     for key, needed, meaning in (
@@ -74,7 +76,9 @@ def arp(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Strict filtering drops what comes out of a tunnel, and clients behind another interface."""
+    """Check rp_filter: strict filtering drops decapsulated packets, and clients behind another
+    interface.
+    """
     tunnelled = ask.forward is not None and ask.forward.is_tunnel
     tunnels = _tunnels(facts, ask.vips) if tunnelled else []
     found = {
@@ -88,12 +92,12 @@ def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
     if not found:
         yield Finding("rp_filter", Verdict.UNKNOWN, "net.ipv4.conf.all.rp_filter cannot be read")
     elif not strict and (vips := [vip for vip in ask.vips if vip.version == 4 and bare]):
-        # fib_validate_source: on a device without an address each filter is a strict one.
+        # fib_validate_source: on a device without an address every filter is a strict one.
         yield Finding(
             "rp_filter",
             Verdict.PROBLEM,
-            f"{found[bare[0].name]}, and {bare[0].name} has no IPv4 address: what comes out of it"
-            " is dropped",
+            f"{found[bare[0].name]}, and {bare[0].name} has no IPv4 address: decapsulated packets"
+            " are dropped",
             f"ip address add {vips[0]}/32 dev {bare[0].name}",
         )
     elif not strict:
@@ -102,22 +106,22 @@ def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding(
             "rp_filter",
             Verdict.PROBLEM,
-            f"strict on {', '.join(strict)}: packets out of the tunnel are dropped, as their answer"
-            " leaves by another interface",
+            f"strict on {', '.join(strict)}: packets out of the tunnel are dropped, because"
+            " their answer leaves by another interface",
             fix,
         )
     else:
         yield Finding(
             "rp_filter",
             Verdict.WARNING,
-            f"strict on {', '.join(strict)}: clients that are answered through another interface"
-            " are dropped",
+            f"strict on {', '.join(strict)}: packets of clients that are answered through"
+            " another interface are dropped",
             fix,
         )
 
 
 def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """With ipip and gue somebody must take the outer headers off."""
+    """Check that, with ipip and gue, something takes the outer headers off."""
     if ask.forward is None or not ask.forward.is_tunnel:
         return
     link = facts.link(ask.interface)
@@ -137,7 +141,7 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
             " (docs/operations.md)",
         )
     elif up:
-        ports = f", of UDP port {', '.join(map(str, sorted(facts.gue_ports)))}"
+        ports = f", on UDP port {', '.join(map(str, sorted(facts.gue_ports)))}"
         of = ports if ask.forward is Forward.GUE else ""
         yield Finding("decapsulation", Verdict.OK, f"tunnel device {', '.join(up)} does it{of}")
     elif tunnels:
@@ -158,32 +162,34 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def tunnel_senders(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """A tunnel device takes packets from anybody, in the name of any client."""
+    """Check who may send tunnel packets: a tunnel device accepts any, in the name of any client."""
     if ask.forward is None or not ask.forward.is_tunnel or facts.nft_tables is None:
         return
     if not any(tunnel.up for tunnel in _tunnels(facts, ask.vips)):
         return  # the decapsulation program has its own `--from`
     if SENDERS_TABLE in facts.nft_tables:
-        yield Finding("tunnel senders", Verdict.OK, "nftables takes tunnel packets from balancers")
+        yield Finding(
+            "tunnel senders", Verdict.OK, "nftables accepts tunnel packets from balancers only"
+        )
         return
     mode, vips = ask.forward.value, " ".join(map(str, ask.vips)) or "VIP"
     yield Finding(
         "tunnel senders",
         Verdict.WARNING,
-        "unless your network filters them, tunnel packets of anybody are taken, in the name of any"
-        " client",
+        "unless your network filters them, tunnel packets from any host are accepted, in the name"
+        " of any client",
         f"{SETUP} up {mode} --from BALANCER {vips}",
     )
 
 
 def gateway(_facts: Facts, ask: Question) -> Iterator[Finding]:
-    """With nat, answers must go back through the balancer, or clients get them from a stranger."""
+    """Check the way back: with nat, clients refuse answers that bypass the balancer."""
     if ask.forward is Forward.NAT:
         yield Finding(
             "gateway",
             Verdict.UNKNOWN,
-            "with nat the way to the clients must lead through the balancer; which of this host's"
-            " gateways that is, is not seen from here",
+            "with nat the way to the clients must lead through the balancer; this host cannot tell"
+            " which of its gateways that is",
             "ip route get CLIENT shows it; ip route replace default via BALANCER",
         )
     elif ask.forward is Forward.FULLNAT:
@@ -195,7 +201,7 @@ def _is_nat(ask: Question) -> bool:
 
 
 def _tunnels(facts: Facts, vips: tuple[Address, ...]) -> list[Link]:
-    """Devices that unpack tunnel packets; which outer family is used is the backend address's."""
+    """Return the devices that decapsulate; the outer family is that of the backend's address."""
     kinds = {"ipip", "ip6tnl"}
     if any(address.version == 6 for address in vips):
         kinds.add("sit")
@@ -207,7 +213,7 @@ def _has_ipv4(link: Link) -> bool:
 
 
 def _effective(facts: Facts, interface: str, key: str) -> int | None:
-    """What the kernel uses: the larger of "all" and the interface's own."""
+    """Return the value that the kernel uses: the larger of "all" and the interface's own."""
     values = [
         facts.sysctl[name]
         for name in (f"net.ipv4.conf.all.{key}", f"net.ipv4.conf.{interface}.{key}")

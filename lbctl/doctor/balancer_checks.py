@@ -28,7 +28,7 @@ _ONE_MASTER = (
 
 
 def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether it answers, and is content."""
+    """Check that the agent answers, and reports no problem."""
     found = facts.agent
     if found.status is None:
         yield Finding(
@@ -48,7 +48,7 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Finding]:
-    """What the agent itself says."""
+    """Yield the problems that the agent itself reports."""
     said = [
         ("configuration: ", about["config_problem"], _CORRECT),
         ("tables: ", about["reconcile_problem"], "journalctl -u lb-agent"),
@@ -63,7 +63,9 @@ def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Fi
 
 
 def _links(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
-    """Devices that take no packets, beside the interfaces that are looked at themselves."""
+    """Yield next-hop devices that accept no packets; the interfaces themselves are checked
+    elsewhere.
+    """
     seen = (ask.interface, *ask.others)
     for text in plane.get("link_problems", ()):
         if text.split(" ", 1)[0] not in seen:
@@ -72,13 +74,13 @@ def _links(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
 
 
 def _silence(problem: str) -> str:
-    """What ends it that another host answers for a VIP."""
+    """Return the remedy for another host that answers for a VIP."""
     is_balancer = "it is balancer" in problem or "virtual MAC" in problem
     return _ONE_MASTER if is_balancer else _SILENCE
 
 
 def _attachment(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
-    """Whether it balances where it should."""
+    """Check that the program is attached where it should be."""
     interfaces = [plane["interface"], *plane.get("backend_interfaces", ())]
     if not plane["attached"]:
         yield Finding(
@@ -97,7 +99,7 @@ def _attachment(plane: Mapping[str, Any], ask: Question) -> Iterator[Finding]:
 
 
 def guard(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Whether a moment without the program costs a retransmission, or connections."""
+    """Check whether a moment without the program would cost a retransmission, or connections."""
     if facts.agent.status is None:
         return
     table = table_name(facts.agent.status["agent"]["name"])
@@ -106,17 +108,17 @@ def guard(facts: Facts, _ask: Question) -> Iterator[Finding]:
         fix = "apt-get install nftables, then systemctl restart lb-agent"
         yield Finding("guard", Verdict.WARNING, f"nftables is not installed: {cost}", fix)
     elif facts.nft_tables is None:
-        message = f"whether the table {table} is there cannot be seen"
+        message = f"cannot see whether the table {table} exists"
         yield Finding("guard", Verdict.UNKNOWN, message, "sudo lbctl doctor")
     elif table not in facts.nft_tables:
-        fix = "journalctl -u lb-agent tells why"
+        fix = "journalctl -u lb-agent says why"
         yield Finding("guard", Verdict.WARNING, f"there is no table inet {table}: {cost}", fix)
     else:
         yield Finding("guard", Verdict.OK, f"the table inet {table} stands in for the program")
 
 
 def file(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Before the agent's start: what its file says, and what of it does not fit this host."""
+    """Before the agent's first start: check its file, and whether the file fits this host."""
     found = facts.agent.file
     if found is None:
         return
@@ -131,7 +133,7 @@ def file(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether the host answers for the VIPs; where those of failover are is another's decision."""
+    """Check that the host answers for the VIPs; failover decides where its own VIPs are."""
     link = facts.link(ask.interface)
     moving = claimed_vips(facts.failover.config) if facts.failover else frozenset()
     wanted = ask.vips or tuple(vip for vip in _configured(facts) if vip not in moving)
@@ -146,7 +148,9 @@ def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
         and config.get("manage_vips", True)
     ):
         names = ", ".join(map(str, missing))
-        yield Finding("vip", Verdict.OK, f"the agent puts on {link.name} at its start: {names}")
+        yield Finding(
+            "vip", Verdict.OK, f"the agent will add them to {link.name} at its start: {names}"
+        )
         return
     for vip in missing:
         yield Finding(
@@ -161,14 +165,16 @@ def vips(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def _configured(facts: Facts) -> tuple[Address, ...]:
-    """The VIPs that the interface should have; a prefix is routed here instead."""
+    """Return the VIPs that the interface should have; a prefix is routed here instead."""
     services = (facts.agent.config or {}).get("services", [])
     single = (service["vip"] for service in services if "/" not in service["vip"])
     return tuple(dict.fromkeys(ip_address(vip) for vip in single))
 
 
 def forwarding(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The packet path needs none; with it on, packets of a removed VIP wander on."""
+    """Check forwarding: the packet path needs none, and with it packets of a removed VIP are
+    forwarded.
+    """
     on = [
         name
         for name in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
@@ -186,7 +192,7 @@ def forwarding(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def rp_filter(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Health checks come back through the kernel, balanced packets never reach it."""
+    """Check rp_filter: health checks come back through the kernel, balanced packets do not."""
     every = facts.sysctl.get("net.ipv4.conf.all.rp_filter")
     own = facts.sysctl.get(f"net.ipv4.conf.{ask.interface}.rp_filter")
     if every is None and own is None:

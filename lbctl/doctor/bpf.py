@@ -1,7 +1,7 @@
-"""Tries what the agent needs of bpf(2), and reads what is pinned and who uses it.
+"""Tries the bpf(2) calls that the agent needs, and reads which objects are pinned and used.
 
-Plain system calls: the doctor must tell what is wrong where BCC is not installed yet. What it
-makes is gone when its descriptor is closed.
+It uses plain system calls, because the doctor must find problems even before BCC is installed.
+Every object that it makes is gone when its descriptor is closed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _SCHED_CLS, _XDP = 3, 6
 # r0 = XDP_PASS; exit
 _PASS = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)
 _ATTR_SIZE = 128
-# struct bpf_prog_info and bpf_map_info begin with type and id; then, of a program:
+# struct bpf_prog_info and bpf_map_info begin with type and id; for a program there follow:
 _MAP_IDS_AT, _NAME_AT, _PROGRAM_BYTES = 52, 64, 80
 
 
 def mappable_array() -> Attempt | None:
-    """Whether an array with BPF_F_MMAPABLE can be made."""
+    """Try to make an array with BPF_F_MMAPABLE."""
     return _attempt(_MAP_CREATE, struct.pack("=5I", _ARRAY, 4, 64, 1, _MMAPABLE))
 
 
 def xdp_program() -> Attempt | None:
-    """Whether the kernel takes an XDP program of two instructions."""
+    """Try to load an XDP program of two instructions."""
     code = ctypes.create_string_buffer(_PASS, len(_PASS))
     licence = ctypes.create_string_buffer(b"GPL")
     attr = struct.pack(
@@ -44,7 +44,9 @@ def xdp_program() -> Attempt | None:
 
 
 def pinned_program_id(path: Path) -> int | None:
-    """The id of a pinned XDP or tc program; None if it cannot be opened, or is none."""
+    """Return the id of a pinned XDP or tc program; None if it cannot be opened, or is not a
+    program.
+    """
     with _pinned(path) as fd:
         info = None if fd is None else _info(fd, bytes(8))
     if info is None:
@@ -54,7 +56,8 @@ def pinned_program_id(path: Path) -> int | None:
 
 
 def entry(path: Path) -> Entry | None:
-    """A pinned array of programs: what is in slot 0, and the programs that use the array.
+    """Return a pinned array of programs: the program in slot 0, and the programs that use the
+    array.
 
     None if it cannot be opened.
     """
@@ -70,12 +73,12 @@ def entry(path: Path) -> Entry | None:
 
 
 def _users(table: int) -> Iterator[str]:
-    """Names of the loaded programs that use a map."""
+    """Yield the names of the loaded programs that use a map."""
     for ident in _programs():
         with _opened(_PROG_GET_FD, struct.pack("=I", ident)) as fd:
             info = None if fd is None else _info(fd, bytes(_PROGRAM_BYTES))
             if fd is None or info is None:
-                continue  # it has gone meanwhile
+                continue  # it has gone in the meantime
             (count,) = struct.unpack_from("=I", info, _MAP_IDS_AT)
             maps = (ctypes.c_uint32 * count)()
             ask = bytearray(_PROGRAM_BYTES)
@@ -103,7 +106,7 @@ def _pinned(path: Path) -> Iterator[int | None]:
 
 @contextmanager
 def _opened(command: int, attr: bytes) -> Iterator[int | None]:
-    """The descriptor that a call gives; None if it fails."""
+    """Yield the descriptor that a call returns; None if the call fails."""
     fd = _bpf(command, attr)
     if fd is None or fd < 0:
         yield None
@@ -115,7 +118,7 @@ def _opened(command: int, attr: bytes) -> Iterator[int | None]:
 
 
 def _info(fd: int, ask: bytes) -> bytes | None:
-    """The beginning of what the kernel says of an object, as long as ``ask``."""
+    """Return the first ``len(ask)`` bytes of the kernel's information on an object."""
     info = ctypes.create_string_buffer(ask, len(ask))
     attr = struct.pack("=IIQ", fd, len(info), ctypes.addressof(info))
     return info.raw if _bpf(_OBJ_GET_INFO, attr) == 0 else None
@@ -136,7 +139,7 @@ def _bpf(command: int, attr: bytes) -> int | None:
 
 
 def _call(command: int, attr: ctypes.Array[ctypes.c_char]) -> int | None:
-    """A descriptor or 0, or the negative errno; None where the call's number is not known."""
+    """Return a descriptor or 0, or the negative errno; None if the call's number is not known."""
     number = _NUMBERS.get(platform.machine())
     if number is None:
         return None

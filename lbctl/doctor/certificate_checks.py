@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from agent.humanise import age
 from lbctl.doctor.facts import Certificate, Facts, Finding, Question, Verdict
 
-SOON_S = 14 * 86_400  # as the health checks have it
+SOON_S = 14 * 86_400  # as for the health checks
 _NAMED = 3
 
 
 def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Each that has ended, ends soon or cannot be read."""
+    """Report each certificate that has expired, expires soon or cannot be read."""
     found = facts.agent.certificates
     bad = False
     for each in found:
@@ -41,7 +41,7 @@ def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def _said(these: Sequence[tuple[float, Certificate]], now: float, verb: str) -> str:
-    """Those that end first, in words."""
+    """Return the certificates that expire first, in words."""
     ordered = sorted(these, key=lambda each: each[0])
     named = ", ".join(one.where for _, one in ordered[:_NAMED])
     more = f" and {len(these) - _NAMED} more" if len(these) > _NAMED else ""

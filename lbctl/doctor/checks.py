@@ -1,4 +1,4 @@
-"""Decides which checks a host gets for its role, and what they come to."""
+"""Decides which checks a host gets for its role, and runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOST: tuple[Check, ...] = (
     host_checks.conntrack,
     host_checks.neighbours,
 )
-# Of each interface that gets the program.
+# For each interface that gets the program.
 INTERFACE: tuple[Check, ...] = (
     interface_checks.exists,
     hook_checks.native_xdp,
@@ -77,7 +77,7 @@ BACKEND: tuple[Check, ...] = (
 
 
 def examine(facts: Facts, ask: Question) -> tuple[Finding, ...]:
-    """Every finding for the role, in the order of the checks."""
+    """Return every finding for the role, in the order of the checks."""
     if ask.role is Role.BACKEND:
         return _run(BACKEND, facts, ask)
     interfaces = _run(INTERFACE, facts, ask)
@@ -92,5 +92,5 @@ def _run(checks: Iterable[Check], facts: Facts, ask: Question) -> tuple[Finding,
 
 
 def count(findings: Iterable[Finding], verdict: Verdict) -> int:
-    """How many findings have that verdict."""
+    """Return how many findings have that verdict."""
     return sum(1 for finding in findings if finding.verdict is verdict)

@@ -1,4 +1,4 @@
-"""What the doctor knows of a host. None is "could not be found out"."""
+"""What the doctor knows of a host. None means that it could not be found out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from agent.model import Address, Config, Forward
 
 
 class Role(enum.Enum):
-    """What the host is to be."""
+    """The role of the host."""
 
     BALANCER = "balancer"
     BACKEND = "backend"
 
 
 class Verdict(enum.Enum):
-    """How a finding is to be taken."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was checked; ``fix`` is a command, or what to do."""
+    """The result of one check; ``fix`` is a command, or says what to do."""
 
     check: str
     verdict: Verdict
@@ -41,25 +41,25 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the doctor was asked. ``forward`` None: as the agent's services are, else dsr."""
+    """What the doctor is to examine. ``forward`` None: that of the agent's services, else dsr."""
 
     role: Role
     interface: str
     vips: tuple[Address, ...] = ()
     forward: Forward | None = None
-    others: tuple[str, ...] = ()  # more interfaces with the program
+    others: tuple[str, ...] = ()  # further interfaces with the program
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Something that was tried; ``problem`` empty: it worked."""
+    """The result of an attempt; ``problem`` empty: it worked."""
 
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Bcc:
-    """The BCC that this Python finds; ``found`` without ``usable`` is another package."""
+    """The BCC that this Python finds; ``found`` without ``usable`` is a different package."""
 
     found: bool
     usable: bool
@@ -88,9 +88,9 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The slot that others call with ``hook: external``.
+    """The slot that other programs call with ``hook: external``.
 
-    ``program`` is the id of what is in it, 0: nothing; ``callers``: programs that could call it.
+    ``program`` is the id of the program in it, 0: none; ``callers``: programs that could call it.
     """
 
     path: str
@@ -130,13 +130,13 @@ class Link:
     addresses: frozenset[Address] = frozenset()
     features: Mapping[str, Feature] | None = None
     queues: Queues | None = None
-    xdp_features: frozenset[str] | None = None  # what the kernel says that the driver can
+    xdp_features: frozenset[str] | None = None  # what the driver can do, according to the kernel
     filters: tuple[Filter, ...] | None = None  # at tc ingress, in their order
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine, the kernel, and who asks."""
+    """The machine, the kernel, and the user who runs the doctor."""
 
     root: bool
     capabilities: frozenset[str]
@@ -150,12 +150,12 @@ class Host:
     bpffs: bool
     bcc: Bcc
     open_files: int
-    clock: bool | None = None  # whether it follows a time server, as the kernel is told
+    clock: bool | None = None  # whether it is synchronised, according to the kernel
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """The agent's configuration file: what is wrong with it, and what deserves a look."""
+    """The agent's configuration file: its mistakes, and what looks unintended."""
 
     path: str
     problems: tuple[SteelyardError, ...] = ()
@@ -164,7 +164,7 @@ class ConfigFile:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The running agent as the kernel knows it.
+    """The process of the running agent, from /proc.
 
     ``locked_memory``: bytes that it may lock, infinite without a limit; ``same_python``: it runs in
     the doctor's own virtual environment.
@@ -178,7 +178,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The release of which the doctor is a part; ``written``: when its newest file was."""
+    """The release that the doctor belongs to; ``written``: when its newest file was written."""
 
     version: str
     written: float
@@ -186,7 +186,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate that something here depends on.
+    """A certificate that this host depends on.
 
     ``until``: its end in seconds since the epoch; None: it cannot be read, for ``problem``.
     """
@@ -195,14 +195,14 @@ class Certificate:
     until: float | None
     problem: str = ""
     denied: bool = False
-    backend: bool = False  # of a server, as the agent's health check saw it
+    backend: bool = False  # of a server, as seen by the agent's health check
 
 
 @dataclass(frozen=True, slots=True)
 class AgentFacts:
-    """What the agent answered; ``problem`` and ``remedy`` when it did not.
+    """The agent's answers; ``problem`` and ``remedy`` if it did not answer.
 
-    ``config`` is that of the file then, if there is a good one.
+    ``config`` is then that of the file, if there is a valid one.
     """
 
     socket: str
@@ -212,21 +212,21 @@ class AgentFacts:
     remedy: str = ""
     denied: bool = False
     process: Process | None = None
-    guard: Mapping[str, Any] | None = None  # blocks and lists; None: an agent that has none
+    guard: Mapping[str, Any] | None = None  # blocks and lists; None: the agent has none
     certificates: tuple[Certificate, ...] = ()
-    file: ConfigFile | None = None  # where no agent answers, and there is one
+    file: ConfigFile | None = None  # if no agent answers, and the file exists
 
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """A chain of nftables that drops what comes in unless a rule lets it; what rules name."""
+    """A chain of nftables that drops incoming packets by default, and the names in its rules."""
 
     chain: str
     words: frozenset[str]  # protocols and ports
     ranges: tuple[tuple[int, int], ...] = ()  # of ports
 
     def names(self, *words: str) -> bool:
-        """Whether a rule names one of these."""
+        """Return whether a rule names one of these."""
         return any(
             word in self.words
             or (word.isdigit() and any(low <= int(word) <= high for low, high in self.ranges))
@@ -236,10 +236,10 @@ class Firewall:
 
 @dataclass(frozen=True, slots=True)
 class FailoverFacts:
-    """Of a balancer whose configuration has instances of failover.
+    """Facts about a balancer with instances of failover.
 
-    ``problem`` and ``remedy`` when the failover process did not answer, ``key_problem`` and
-    ``key_remedy`` of the file with the secret.
+    ``problem`` and ``remedy`` are set if the failover process did not answer, ``key_problem`` and
+    ``key_remedy`` concern the file with the secret.
     """
 
     config: Config
@@ -255,7 +255,7 @@ class FailoverFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that was found; ``sysctl`` by name with dots, as ``sysctl`` prints them."""
+    """All facts; ``sysctl`` by name with dots, as ``sysctl`` prints them."""
 
     host: Host
     links: tuple[Link, ...]
@@ -268,25 +268,27 @@ class Facts:
     nft_installed: bool = True
     nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen
     installed: Installed | None = None
-    units: Mapping[str, bool] = field(default_factory=dict)  # installed: it is the shipped one
+    units: Mapping[str, bool] = field(
+        default_factory=dict
+    )  # for each installed unit, whether it is the shipped one
     now: float = 0.0  # seconds since the epoch
 
     @property
     def hook(self) -> str:
-        """The hook in use, or else the configured one; auto where no agent answers."""
+        """The hook in use, or else the configured one; auto if no agent answers."""
         used = (self.agent.status or {}).get("dataplane", {}).get("hook", "none")
         return str(used if used != "none" else (self.agent.config or {}).get("hook", "auto"))
 
     @property
     def is_xdp(self) -> bool:
-        """Whether the balancer sees packets before the kernel's network stack does."""
+        """Return whether the balancer sees packets before the kernel's network stack does."""
         return self.hook != "tc"
 
     def is_ours(self, program: int) -> bool:
-        """Whether a program is a balancer of this host."""
+        """Return whether a program belongs to a balancer of this host."""
         running = (self.agent.status or {}).get("dataplane", {}).get("program_id")
         return program == running or program in self.pinned
 
     def link(self, name: str) -> Link | None:
-        """The interface of that name."""
+        """Return the interface of that name."""
         return next((link for link in self.links if link.name == name), None)

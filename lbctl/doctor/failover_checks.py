@@ -1,4 +1,4 @@
-"""Judges a balancer's failover: the process, what it needs of the host, and what would be lost."""
+"""Judges a balancer's failover: the process, its needs, and what would be lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS_ADDRESSES = (5, 18)  # IFA_PROTO
 
 
 def failover(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Everything about failover; nothing where no instance is configured."""
+    """Report everything about failover; nothing if no instance is configured."""
     found = facts.failover
     if found is None:
         return
@@ -23,7 +23,7 @@ def failover(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def _process(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
-    """Whether it answers, and is content."""
+    """Check that the failover process answers, and reports no problem."""
     status = found.status
     if status is None:
         if found.denied:
@@ -70,7 +70,7 @@ def _process(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
 
 
 def _left(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
-    """A VIP that stays on a node which is not master is answered for by two."""
+    """Check for VIPs left on a node that is not master: two nodes would answer for them."""
     status = found.status
     if found.denied:
         return
@@ -91,7 +91,7 @@ def _left(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
                 " another node may be master, and both answer",
                 _taken_off(left, link.name)
                 if status
-                else f"systemctl start lb-agent-failover, which takes them off unless it becomes"
+                else f"systemctl start lb-agent-failover, which removes them unless it becomes"
                 f" master; or by hand: {_taken_off(left, link.name)}",
             )
 
@@ -103,7 +103,7 @@ def _taken_off(vips: Iterable[str], interface: str) -> str:
 
 
 def _standing(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
-    """A process that waits for its turn is taken for dead by the other node."""
+    """Check scheduling: a process that waits for a CPU is taken for dead by the other node."""
     status = found.status
     if status is None:
         return
@@ -129,7 +129,7 @@ def _standing(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
 
 
 def _key(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
-    """The secret that the balancers share."""
+    """Check the secret that the balancers share."""
     if found.key_problem is None:
         yield Finding(
             "failover key", Verdict.UNKNOWN, "the secret cannot be read by you", found.key_remedy
@@ -141,19 +141,19 @@ def _key(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
 
 
 def _kernel(_found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
-    """Whether a VIP is still known as ours by the next process."""
+    """Check whether the next process can recognise VIPs as ours."""
     if facts.host.kernel < _MARKS_ADDRESSES:
         yield Finding(
             "failover kernel",
             Verdict.PROBLEM,
-            f"Linux {facts.host.kernel_release} does not keep who put an address on: the VIPs of a"
-            " failover process that was killed stay for good",
+            f"Linux {facts.host.kernel_release} does not record which process added an address:"
+            " the VIPs of a killed failover process stay for good",
             "install Linux 5.18 or newer (Debian 12 and Ubuntu 24.04 have one)",
         )
 
 
 def _macvlan(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
-    """What a virtual MAC is made of."""
+    """Check for macvlan, of which virtual MACs are made."""
     if not any(instance.virtual_mac for instance in found.config.failover.instances):
         return
     if found.macvlan is None:
@@ -170,7 +170,7 @@ def _macvlan(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
 
 
 def _ipv6(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
-    """Whether IPv6 VIPs can be put where they belong."""
+    """Check whether IPv6 VIPs can be added where they belong."""
     for interface in sorted(
         {
             router.interface
@@ -188,7 +188,7 @@ def _ipv6(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _firewall(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
-    """A firewall that knows nothing of failover makes two masters, or no exchange of flows."""
+    """Check the firewall: without rules for failover there are two masters, or no flow sync."""
     wall, config = found.firewall, found.config.failover
     if wall is None:
         return
@@ -214,7 +214,7 @@ def _firewall(found: FailoverFacts, _facts: Facts) -> Iterator[Finding]:
 
 
 def _kept(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
-    """Which connections would not outlive a failover."""
+    """Report which connections would not outlive a failover."""
     config = found.config
     announced = [i.name for i in config.failover.instances if i.method is Method.ANNOUNCE]
     if not config.failover.sync.peers:
@@ -226,7 +226,7 @@ def _kept(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
                 f"connections to {', '.join(announced)} break when a router sends them to another"
                 " balancer"
                 if announced
-                else "connections break at a failover, but for those of maglev and source"
+                else "connections break at a failover, except those of maglev and source"
             ),
             "failover.sync.peers: the addresses of the other balancers (docs/flow-sync.md)",
         )
@@ -242,7 +242,7 @@ def _kept(found: FailoverFacts, facts: Facts) -> Iterator[Finding]:
 
 
 def _fullnat(found: FailoverFacts) -> Iterator[Finding]:
-    """Answers of fullnat go to a source address, which has to move with the VIP."""
+    """Check that the source addresses of fullnat, to which answers go, move with the VIPs."""
     config = found.config
     moving = {vip for router in plan(config).routers if router.family for vip in router.vips}
     sources = (*config.nat.sources_v4, *config.nat.sources_v6)
@@ -258,7 +258,7 @@ def _fullnat(found: FailoverFacts) -> Iterator[Finding]:
             Verdict.WARNING,
             f"connections of {', '.join(names)} break at a failover: their answers go to"
             f" {', '.join(left)}, which does not move with the VIPs",
-            "add nat's sources to `vips` of the instance, or leave `vips` out",
+            "add nat's sources to `vips` of the instance, or omit `vips`",
         )
 
 

@@ -37,7 +37,7 @@ from lbctl.environment import Environment
 _COMMAND_TIMEOUT_S = 10
 _PINS = Path("/sys/fs/bpf/steelyard")
 _TIMEX_BYTES = 256  # struct timex is shorter
-_TIME_ERROR = 5  # what adjtimex(2) returns for a clock that nobody keeps right
+_TIME_ERROR = 5  # what adjtimex(2) returns for a clock that is not synchronised
 _BCC_PROBE = (
     "import json, bcc;"
     "print(json.dumps([hasattr(bcc, 'BPF'), str(getattr(bcc, '__version__', ''))]))"
@@ -56,10 +56,11 @@ _PER_INTERFACE = ("rp_filter", "arp_ignore", "arp_announce", "forwarding")
 def gather(
     env: Environment, interface: str | None, file: Path | None = None
 ) -> tuple[Facts, tuple[str, ...]]:
-    """The facts, and the interfaces they are about: the one given, the agent's, or the default.
+    """Return the facts, and the interfaces they are about: the given one, the agent's, or the
+    default.
 
-    The agent's are all that it balances on, the first one first. Where no agent answers, ``file``
-    tells what it is going to do.
+    The agent's are all those on which it balances, the first one first. If no agent answers,
+    ``file`` is read for what the agent is going to do.
     """
     agent = gather_agent.gather(env)
     if agent.status is None and file is not None and file.exists():
@@ -109,20 +110,20 @@ def _host() -> Host:
 
 
 def _clock() -> bool | None:
-    """Whether something keeps the clock right, which NTP daemons tell the kernel."""
+    """Return whether the clock is synchronised, as NTP daemons report it to the kernel."""
     nothing = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes 0: only read
     state = int(ctypes.CDLL(None).adjtimex(nothing))
     return None if state < 0 else state != _TIME_ERROR
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """(6, 12) of 6.12.9-amd64; (0, 0) if it says nothing."""
+    """Return (6, 12) for 6.12.9-amd64; (0, 0) if there is no version in the text."""
     match = re.match(r"(\d+)\.(\d+)", release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def bpffs_mounted(mounts: str) -> bool:
-    """Whether /sys/fs/bpf is a BPF file system, by /proc/self/mounts."""
+    """Return whether /sys/fs/bpf is a BPF file system, according to /proc/self/mounts."""
     rows = (line.split() for line in mounts.splitlines())
     return any(len(row) > 2 and row[1] == "/sys/fs/bpf" and row[2] == "bpf" for row in rows)
 
@@ -148,7 +149,7 @@ def _bcc() -> Bcc:
 
 
 def _links() -> tuple[Link, ...]:
-    """All interfaces of this network namespace."""
+    """Return all interfaces of this network namespace."""
     addresses: dict[str, set[str]] = {}
     for entry in _ip("address", "show"):
         for info in entry.get("addr_info", []):
@@ -161,7 +162,7 @@ def _links() -> tuple[Link, ...]:
 
 
 def link_of(entry: Mapping[str, Any], addresses: set[str]) -> Link:
-    """An interface as ``ip -j -d link`` tells it."""
+    """Return an interface from the output of ``ip -j -d link``."""
     xdp = entry.get("xdp") or {}
     program = xdp.get("prog")
     return Link(
@@ -182,7 +183,7 @@ def _hook(xdp: Mapping[str, Any]) -> str:
 
 
 def _with_details(link: Link) -> Link:
-    """The same with what ethtool and the kernel's netdev family know of it."""
+    """Add what ethtool and the kernel's netdev family know of the interface."""
     ifindex = None
     with contextlib.suppress(OSError):
         import socket
@@ -212,7 +213,9 @@ def _filters(interface: str) -> tuple[Filter, ...] | None:
 
 
 def tc_filters(answer: list[Mapping[str, Any]]) -> tuple[Filter, ...]:
-    """The filters in the output of ``tc -j filter show``, where each has a headline, too."""
+    """Return the filters in the output of ``tc -j filter show``, which also has a headline for
+    each.
+    """
     found = {}
     for entry in answer:
         options = entry.get("options") or {}
@@ -225,7 +228,7 @@ def tc_filters(answer: list[Mapping[str, Any]]) -> tuple[Filter, ...]:
 
 
 def nft_tables(rules: str | None) -> frozenset[str] | None:
-    """The tables of the family inet in the output of ``nft -j list ruleset``."""
+    """Return the tables of the family inet in the output of ``nft -j list ruleset``."""
     if rules is None:
         return None
     found = (entry.get("table") or {} for entry in json.loads(rules).get("nftables", []))
@@ -233,7 +236,7 @@ def nft_tables(rules: str | None) -> frozenset[str] | None:
 
 
 def gue_ports(text: str) -> frozenset[int]:
-    """The ports in the output of ``ip fou show`` whose packets are taken as gue."""
+    """Return the ports in the output of ``ip fou show`` that decapsulate gue."""
     return frozenset(int(port) for port in re.findall(r"^port (\d+) gue\b", text, re.MULTILINE))
 
 
@@ -246,13 +249,13 @@ def _entry(agent: AgentFacts) -> Entry | None:
 
 
 def ethtool_features(text: str) -> dict[str, Feature]:
-    """The offloads in the output of ``ethtool -k``."""
+    """Return the offloads in the output of ``ethtool -k``."""
     rows = re.findall(r"^\s*([\w-]+): (on|off)( \[fixed\])?", text, re.MULTILINE)
     return {name: Feature(state == "on", bool(fixed)) for name, state, fixed in rows}
 
 
 def ethtool_channels(text: str) -> Queues | None:
-    """The receive queues in the output of ``ethtool -l``: combined ones, or RX."""
+    """Return the receive queues in the output of ``ethtool -l``: combined ones, or RX."""
     rows = re.findall(r"^(RX|Combined):\s+(\d+|n/a)", text, re.MULTILINE)
     counts = {"RX": [0, 0], "Combined": [0, 0]}
     for name in counts:
@@ -273,7 +276,7 @@ def _default_interface() -> str | None:
 
 
 def only_interface(links: tuple[Link, ...]) -> str | None:
-    """The one interface there is besides loopback, if there is but one."""
+    """Return the only interface besides loopback, if there is exactly one."""
     names = [link.name for link in links if link.name != "lo"]
     return names[0] if len(names) == 1 else None
 
@@ -295,7 +298,7 @@ def _read_sysctls(names: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _pinned() -> frozenset[int]:
-    """Ids of the programs that agents of this host have pinned."""
+    """Return the ids of the programs that agents of this host have pinned."""
     try:
         paths = list(_PINS.glob("*/abi*/program*"))
     except OSError:
@@ -305,7 +308,7 @@ def _pinned() -> frozenset[int]:
 
 
 def _ip(*arguments: str) -> list[dict[str, Any]]:
-    """What ``ip -j`` answers. An old ``ip`` prints empty objects among the others."""
+    """Return the answer of ``ip -j``. An old ``ip`` prints empty objects among the others."""
     text = _run("ip", "-j", *arguments)
     try:
         answer = json.loads(text or "[]")
@@ -315,7 +318,7 @@ def _ip(*arguments: str) -> list[dict[str, Any]]:
 
 
 def _run(*command: str) -> str | None:
-    """Standard output of a command that succeeded."""
+    """Return the standard output of a command; None if it failed."""
     try:
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False

@@ -1,4 +1,4 @@
-"""Gathers what there is to know of the agent: what it answers, its process, its file, its release.
+"""Gathers the facts about the agent: its answers, its process, its file, its release.
 
 Reads only.
 """
@@ -35,7 +35,7 @@ _CAPABILITIES = {
 
 
 def gather(env: Environment) -> AgentFacts:
-    """What it answers, and what the kernel tells of it."""
+    """Return the agent's answers, and what the kernel knows of its process."""
     agent = env.agent(_TIMEOUT_S)
     try:
         status = agent.get("/v1/status")
@@ -61,12 +61,12 @@ def gather(env: Environment) -> AgentFacts:
 def _guard(agent: Agent) -> Mapping[str, Any] | None:
     try:
         return agent.get("/v1/guard")
-    except SteelyardError:  # of an older release
+    except SteelyardError:  # an older release
         return None
 
 
 def process_at(folder: Path) -> Process:
-    """What a folder of /proc tells of the agent."""
+    """Return what a folder of /proc says about the agent."""
     limits, status = read(folder / "limits") or "", read(folder / "status")
     files = re.search(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
     memory = re.search(r"^Max locked memory\s+(\d+|unlimited)", limits, re.MULTILINE)
@@ -80,13 +80,13 @@ def process_at(folder: Path) -> Process:
 
 
 def installed(package: Path = PACKAGE) -> Installed:
-    """The release that is installed, and when it was."""
+    """Return the installed release, and when it was installed."""
     written = max(path.stat().st_mtime for path in package.rglob("*.py"))
     return Installed(agent_package.__version__, written)
 
 
 def units(folder: Path = UNITS, package: Path = PACKAGE) -> dict[str, bool]:
-    """The units that are installed, and whether they are as this release has them."""
+    """Return the installed units, and whether each is the one shipped with this release."""
     packed = package / "_units"
     shipped = packed if packed.exists() else package.parent / "deploy"  # the wheel, or a checkout
     found = {}
@@ -98,7 +98,7 @@ def units(folder: Path = UNITS, package: Path = PACKAGE) -> dict[str, bool]:
 
 
 def with_file(agent: AgentFacts, path: Path) -> AgentFacts:
-    """The same with what the configuration file of an agent that does not answer says."""
+    """Add the content of the configuration file of an agent that does not answer."""
     try:
         config = load_file(path)
         found = ConfigFile(str(path), advice=warnings(config))
@@ -110,14 +110,14 @@ def with_file(agent: AgentFacts, path: Path) -> AgentFacts:
 
 
 def effective_capabilities(status: str) -> frozenset[str]:
-    """The capabilities that matter here, in /proc/PID/status."""
+    """Return the relevant capabilities in /proc/PID/status."""
     match = re.search(r"^CapEff:\s*([0-9a-fA-F]+)", status, re.MULTILINE)
     bits = int(match[1], 16) if match else 0
     return frozenset(name for bit, name in _CAPABILITIES.items() if bits & 1 << bit)
 
 
 def read(path: Path) -> str | None:
-    """The text of a file; None if it cannot be read."""
+    """Return the text of a file; None if it cannot be read."""
     try:
         return path.read_text()
     except OSError:

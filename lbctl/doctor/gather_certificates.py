@@ -1,4 +1,4 @@
-"""Gathers the certificates that a balancer depends on, and when they end."""
+"""Gathers the certificates that a balancer depends on, and when they expire."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _FIRST_PEM = re.compile(
     r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL | re.ASCII
 )
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
-_BEFORE_VALIDITY = 3  # serial number, algorithm, issuer; a version in front of them
+_BEFORE_VALIDITY = 3  # serial number, algorithm, issuer; a version may precede them
 
 
 def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate, ...]:
-    """The status page's, and, where an agent answers, those that its checks have seen."""
+    """Return the status page's certificate and, if an agent answers, those that its checks have
+    seen.
+    """
     return (*_page(config), *(_backends(config, agent) if agent is not None else ()))
 
 
@@ -58,9 +60,10 @@ def _backends(config: Mapping[str, Any], agent: Agent) -> Iterator[Certificate]:
 
 
 def ends(pem: str) -> float:
-    """When the first certificate of a file ends, in seconds since the epoch.
+    """Return when the first certificate of a file expires, in seconds since the epoch.
 
-    ValueError if there is none. The standard library reads certificates only of connections.
+    Raises ValueError if there is none. The standard library reads certificates only from
+    connections.
     """
     found = _FIRST_PEM.search(pem)
     if found is None:
@@ -72,7 +75,9 @@ def ends(pem: str) -> float:
 
 
 def _not_after(der: bytes) -> float:
-    """RFC 5280, section 4.1: of the fields of the signed part, ``validity`` is the fifth."""
+    """Return ``notAfter``: RFC 5280, section 4.1, has ``validity`` as the fifth field of the signed
+    part.
+    """
     _, certificate, _ = _element(der)
     _, signed, _ = _element(certificate)
     kind, _, rest = _element(signed)
@@ -85,13 +90,13 @@ def _not_after(der: bytes) -> float:
         raise ValueError(f"element {kind:#x} in the place of validity")
     _, _, rest = _element(validity)
     kind, text, _ = _element(rest)
-    # %y: from 69 on 19.., as for UTCTime from 50 on; no certificate of today ends there.
+    # %y: 69 and above mean 19.., for UTCTime 50 and above; no certificate of today ends there.
     form = "%y%m%d%H%M%SZ" if kind == _UTC_TIME else "%Y%m%d%H%M%SZ"
     return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()
 
 
 def _element(data: bytes) -> tuple[int, bytes, bytes]:
-    """Kind and content of the first DER element, and what is behind it."""
+    """Return kind and content of the first DER element, and the bytes after it."""
     kind, length, at = data[0], data[1], 2
     if length & 0x80:
         size = length & 0x7F

@@ -1,4 +1,4 @@
-"""Gathers what the doctor knows of failover: the process, the secret, macvlan, the firewall."""
+"""Gathers the facts about failover: the process, the secret, macvlan, the firewall."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ANSWER_TIMEOUT_S = 3.0
 def gather(
     document: Mapping[str, Any] | None, agent_socket: Path, rules: str | None
 ) -> FailoverFacts | None:
-    """None: no instance is configured. ``rules``: what ``nft -j list ruleset`` says."""
+    """Return the facts; None: no instance is configured. ``rules``: of ``nft -j list ruleset``."""
     config = _config(document)
     if config is None:
         return None
@@ -51,7 +51,7 @@ def _config(document: Mapping[str, Any] | None) -> Config | None:
         return None
     try:
         return parse(json.dumps(document), "the agent's configuration")
-    except SteelyardError:  # of an agent of another version
+    except SteelyardError:  # an agent of another version
         return None
 
 
@@ -63,7 +63,7 @@ def _ask(socket: Path) -> tuple[FailoverStatus | None, SteelyardError | None]:
 
 
 def _key(path: Path | None) -> tuple[str | None, str]:
-    """What is wrong with the secret; None: it cannot be seen from here."""
+    """Return the problem with the secret, and the remedy; None: it cannot be seen from here."""
     if path is None:
         return "", ""
     try:
@@ -76,7 +76,7 @@ def _key(path: Path | None) -> tuple[str | None, str]:
 
 
 def _has_macvlan() -> bool | None:
-    """Asks for one on no interface: what the kernel misses tells what it has."""
+    """Ask for a macvlan on no interface: the error says whether the kernel has macvlan."""
     try:
         kernel = Kernel()
     except SteelyardError:
@@ -95,7 +95,7 @@ def _impossible(sequence: int, parent: int) -> bytes:
 
 
 def firewall(rules: str | None) -> Firewall | None:
-    """The first chain that drops by default; None: there is none, or it cannot be seen."""
+    """Return the first chain that drops by default; None: there is none, or it cannot be seen."""
     try:
         found = json.loads(rules or "{}").get("nftables", [])
     except ValueError:
@@ -115,12 +115,12 @@ def firewall(rules: str | None) -> Firewall | None:
 
 
 def _is_guard(entry: Mapping[str, Any]) -> bool:
-    """Whether it belongs to the guard of a balancer: what that names is no exception."""
+    """Return whether an entry belongs to a balancer's guard; the names in it are no exceptions."""
     return str(entry.get("table", "")).startswith(table_name(""))
 
 
 def _leaves(value: object) -> Iterator[str | tuple[int, int]]:
-    """Words and numbers in nested values, and ranges of numbers."""
+    """Yield words and numbers in nested values, and ranges of numbers."""
     if isinstance(value, dict):
         match value.get("range"):
             case [int(low), int(high)]:

@@ -1,4 +1,4 @@
-"""Judges the hooks of a balancer's interface: what XDP and tc need, and who else sits there."""
+"""Judges the hooks of a balancer's interface: what XDP and tc need, and other programs there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 
 TC_PRIORITY = 10  # of the agent's own filter
-# Drivers with native XDP, for kernels before 6.3, which do not tell.
+# Drivers with native XDP, for kernels before 6.3, which do not report it.
 NATIVE_DRIVERS = frozenset(
     {
         "atlantic",
@@ -47,10 +47,10 @@ NATIVE_DRIVERS = frozenset(
 
 
 def native_xdp(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether the program can run in the driver."""
+    """Check whether the program can run in the driver."""
     link = facts.link(ask.interface)
     if link is None or facts.hook in ("tc", "external") or link.kind == "veth":
-        return  # of a veth, interface_checks.veth tells more
+        return  # interface_checks.veth says more about a veth
     where = "hook: auto goes to tc there, which takes somewhat longer for a packet"
     if link.kind in {"vlan", "macvlan", "bridge"}:
         fix = f"use {link.parent}, or another card" if link.parent else "use a network card"
@@ -75,7 +75,7 @@ def native_xdp(facts: Facts, ask: Question) -> Iterator[Finding]:
 def _told_by_kernel(link: Link, where: str) -> Finding:
     features = link.xdp_features or frozenset()
     if "basic" in features:
-        return Finding("native XDP", Verdict.OK, "the driver has it, the kernel says")
+        return Finding("native XDP", Verdict.OK, "the driver has it, according to the kernel")
     fix = "set hook: auto"
     if link.driver == "virtio_net":
         fix = (
@@ -91,7 +91,7 @@ def _told_by_kernel(link: Link, where: str) -> Finding:
 
 
 def redirect(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Native XDP sends out by another interface only where its driver takes that."""
+    """Check that native XDP can send out on other interfaces: their drivers must support it."""
     names = (ask.interface, *ask.others)
     if len(names) < 2 or facts.hook not in ("auto", "native"):
         return
@@ -102,7 +102,7 @@ def redirect(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding(
             "redirect",
             Verdict.WARNING,
-            f"native XDP cannot send out by {', '.join(cannot)} with the driver's present settings:"
+            f"native XDP cannot send out on {', '.join(cannot)} with the driver's present settings:"
             " packets from the other interfaces would be lost there",
             "hook: tc; on veth, an XDP program or GRO at its other end is enough",
         )
@@ -111,7 +111,7 @@ def redirect(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def stranger(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether another XDP program sits on the interface."""
+    """Check whether another XDP program is attached to the interface."""
     link = facts.link(ask.interface)
     if link is None:
         return
@@ -125,24 +125,27 @@ def stranger(facts: Facts, ask: Question) -> Iterator[Finding]:
     elif facts.hook == "tc":
         yield Finding("other XDP", Verdict.OK, f"{text} comes before us, as hook: tc allows")
     elif facts.hook == "external":
-        yield Finding("other XDP", Verdict.OK, f"{text} is there, as hook: external expects")
+        yield Finding("other XDP", Verdict.OK, f"{text} is attached, as hook: external expects")
     elif not facts.host.root:
         yield Finding(
-            "other XDP", Verdict.UNKNOWN, f"only root can see whose {text} is", "sudo lbctl doctor"
+            "other XDP",
+            Verdict.UNKNOWN,
+            f"only root can see where {text} comes from",
+            "sudo lbctl doctor",
         )
     else:
         yield Finding(
             "other XDP",
             Verdict.PROBLEM,
-            f"{text} is attached; the agent does not replace a stranger's program",
-            f"hook: external, behind a dispatcher, or hook: tc; see whose it is: bpftool prog show"
-            f" id {program.id}; if nobody needs it: ip link set dev {link.name} xdp off;"
+            f"{text} is attached; the agent does not replace other programs",
+            f"hook: external, behind a dispatcher, or hook: tc; to see where it comes from: bpftool"
+            f" prog show id {program.id}; if nobody needs it: ip link set dev {link.name} xdp off;"
             f" ip link set dev {link.name} xdpgeneric off",
         )
 
 
 def filters(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """At tc, filters with a lower priority see packets first, and may keep them."""
+    """Check tc filters: those with a lower priority see packets first, and may keep them."""
     link = facts.link(ask.interface)
     if link is None or facts.hook != "tc":
         return
@@ -177,7 +180,7 @@ def filters(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def external(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """With hook: external, something is in the slot, and somebody calls it."""
+    """Check, with hook: external, that the slot is filled and that a program calls it."""
     if facts.hook != "external":
         return
     entry = facts.entry
@@ -195,7 +198,7 @@ def external(facts: Facts, _ask: Question) -> Iterator[Finding]:
         yield Finding(
             "external",
             Verdict.WARNING,
-            f"no program calls {entry.path}: packets pass the balancer by",
+            f"no program calls {entry.path}: packets bypass the balancer",
             f"xdp-loader load --pin-path {folder} INTERFACE xdp-entry.o (docs/operations.md); one"
             " that was loaded before the last lb-agent detach must be loaded again",
         )

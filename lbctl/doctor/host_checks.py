@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from agent.humanise import exact
 from lbctl.doctor.facts import Facts, Finding, Question, Role, Verdict
 
-# Mappable arrays came with 5.5, bpf_jiffies64 with 5.6, CAP_BPF with 5.8.
+# Mappable arrays came with Linux 5.5, bpf_jiffies64 with 5.6, CAP_BPF with 5.8.
 OLDEST_KERNEL = (5, 8)
 NEEDED_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
 OLDEST_BCC = (0, 29)
@@ -17,7 +17,7 @@ NEARLY_FULL = 0.8
 
 
 def privileges(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Whether we can see everything, and the agent could do its work as we are."""
+    """Check whether we can see everything, and whether an agent with our privileges could work."""
     held = facts.host.capabilities
     everything = "CAP_SYS_ADMIN" in held
     missing = [
@@ -44,7 +44,7 @@ def privileges(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def kernel(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The version."""
+    """Check the kernel's version."""
     release = facts.host.kernel_release
     if facts.host.kernel >= OLDEST_KERNEL:
         yield Finding("kernel", Verdict.OK, f"Linux {release}")
@@ -53,13 +53,13 @@ def kernel(facts: Facts, _ask: Question) -> Iterator[Finding]:
         yield Finding(
             "kernel",
             Verdict.PROBLEM,
-            f"Linux {release} is too old: {oldest} is the oldest that has what the program uses",
+            f"Linux {release} is too old: {oldest} is the oldest that has what the program needs",
             "install a newer kernel (Debian 13 and Ubuntu 24.04 have one)",
         )
 
 
 def bpf(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """What bpf(2) takes from us."""
+    """Check which bpf(2) calls the kernel accepts from us."""
     for what, attempt in (
         ("a table that the agent can map", facts.host.bpf_map),
         ("an XDP program", facts.host.bpf_program),
@@ -67,7 +67,7 @@ def bpf(facts: Facts, _ask: Question) -> Iterator[Finding]:
         if attempt is None:
             yield Finding("bpf", Verdict.UNKNOWN, f"{what}: not tried on this kind of machine")
         elif not attempt.problem:
-            yield Finding("bpf", Verdict.OK, f"the kernel takes {what}")
+            yield Finding("bpf", Verdict.OK, f"the kernel accepts {what}")
         elif not facts.host.root:
             yield Finding("bpf", Verdict.UNKNOWN, f"{what}: only root can try", "sudo lbctl doctor")
         else:
@@ -81,7 +81,7 @@ def bpf(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def btf(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Type information, which the ABI check reads from our own program, not from the kernel."""
+    """Check type information; the ABI check reads that of our own program, not the kernel's."""
     if facts.host.btf:
         yield Finding("btf", Verdict.OK, "the kernel has its type information")
     else:
@@ -95,7 +95,7 @@ def btf(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def jit(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Compiled BPF is several times faster."""
+    """Check the JIT: compiled BPF is several times faster."""
     value = facts.host.jit
     fix = "sysctl -w net.core.bpf_jit_enable=1"
     if value is None:
@@ -117,7 +117,7 @@ def jit(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def bpffs(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """Where the tables live while no agent runs."""
+    """Check the BPF file system, which holds the tables while no agent runs."""
     if facts.host.bpffs:
         yield Finding("bpffs", Verdict.OK, "mounted at /sys/fs/bpf")
     else:
@@ -131,14 +131,14 @@ def bpffs(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def bcc(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The compiler."""
+    """Check the compiler."""
     found = facts.host.bcc
     version = re.match(r"(\d+)\.(\d+)", found.version)
     if found.usable and version and (int(version[1]), int(version[2])) < OLDEST_BCC:
         yield Finding(
             "bcc",
             Verdict.WARNING,
-            f"BCC {found.version} is older than what is tested, which begins with"
+            f"BCC {found.version} is older than the tested versions, which begin with"
             f" {'.'.join(map(str, OLDEST_BCC))}",
             "use Debian 13 or Ubuntu 24.04, whose python3-bpfcc is new enough",
         )
@@ -169,29 +169,31 @@ def bcc(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 
 def clock(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Some of what hosts tell each other is only true where their clocks agree."""
+    """Check the clock: some data that hosts exchange is only valid if their clocks agree."""
     depends = _of_clocks(facts, ask)
     if facts.host.clock is None:
-        yield Finding("clock", Verdict.UNKNOWN, "the kernel does not tell whether it is set")
+        yield Finding(
+            "clock", Verdict.UNKNOWN, "the kernel does not say whether it is synchronised"
+        )
     elif facts.host.clock:
         yield Finding("clock", Verdict.OK, "it is synchronised")
     elif not depends:
         yield Finding(
             "clock",
             Verdict.OK,
-            "it is not synchronised; nothing that is configured here needs that",
+            "it is not synchronised; nothing in this configuration needs that",
         )
     else:
         yield Finding(
             "clock",
             Verdict.WARNING,
-            f"it is not synchronised; these need hosts whose clocks agree: {', '.join(depends)}",
+            f"it is not synchronised; these features need clocks that agree: {', '.join(depends)}",
             "apt-get install systemd-timesyncd, timedatectl set-ntp true; or chrony",
         )
 
 
 def _of_clocks(facts: Facts, ask: Question) -> list[str]:
-    """What goes wrong with a wrong clock."""
+    """Return the features that fail with a wrong clock."""
     if ask.role is Role.BACKEND:
         return ["SYN cookies (if the balancers give them)"]
     config = facts.agent.config or {}
@@ -209,28 +211,29 @@ def _of_clocks(facts: Facts, ask: Question) -> list[str]:
 
 
 def conntrack(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The kernel's own table of connections: when it is full, packets are dropped without a word
-    to anybody but the kernel's log. Balanced packets never see a balancer's.
+    """Check the kernel's own table of connections. When it is full, packets are dropped and only
+    the
+    kernel's log says so. On a balancer, balanced packets never reach it.
     """
     used = facts.sysctl.get("net.netfilter.nf_conntrack_count")
     size = facts.sysctl.get("net.netfilter.nf_conntrack_max")
     if used is None or not size:
         return
-    text = f"{exact(used)} of {exact(size)} places in the kernel's connection table are in use"
+    text = f"{exact(used)} of {exact(size)} entries of the kernel's connection table are in use"
     if used < NEARLY_FULL * size:
         yield Finding("conntrack", Verdict.OK, text)
         return
     yield Finding(
         "conntrack",
         Verdict.PROBLEM if used >= size else Verdict.WARNING,
-        f"{text}: new connections of this host are dropped when there is none",
-        f"sysctl -w net.netfilter.nf_conntrack_max={4 * size}, and into /etc/sysctl.d; or leave"
-        " ports of services out: nft rules with notrack",
+        f"{text}: new connections of this host are dropped when it is full",
+        f"sysctl -w net.netfilter.nf_conntrack_max={4 * size}, and into /etc/sysctl.d; or exempt"
+        " the ports of services: nft rules with notrack",
     )
 
 
 def neighbours(facts: Facts, _ask: Question) -> Iterator[Finding]:
-    """The kernel forgets MAC addresses when there are more than it likes to remember."""
+    """Check the neighbour table: the kernel forgets MAC addresses beyond its limit."""
     services = (facts.agent.config or {}).get("services") or []
     near = {
         ip_address(backend["address"])
@@ -247,7 +250,7 @@ def neighbours(facts: Facts, _ask: Question) -> Iterator[Finding]:
                 "neighbours",
                 Verdict.WARNING,
                 f"there are {exact(count)} IPv{version} backends on the segment, and the kernel"
-                f" remembers {exact(limit)} MAC addresses for long",
+                f" keeps only {exact(limit)} MAC addresses",
                 "install deploy/sysctl/balancer.conf as /etc/sysctl.d/90-steelyard.conf, then"
                 " sysctl --system",
             )

@@ -1,4 +1,4 @@
-"""Judges an interface of a balancer: up, packets that fit, queues, offloads, VLAN tags."""
+"""Judges an interface of a balancer: state, packet sizes, queues, offloads, VLAN tags."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from lbctl.doctor.facts import Facts, Finding, Link, Question, Verdict
 from lbctl.suggest import did_you_mean
 
-# A page less the headroom and the kernel's own data at its end: what one buffer can hold.
+# The size of one buffer: a page, less the headroom and the kernel's own data at its end.
 MAX_NATIVE_MTU = 3498
-# Offloads that take tags off, and what `ethtool -K` calls them.
+# Offloads that take tags off, and their names in `ethtool -K`.
 STRIPPING = {"rx-vlan-offload": "rxvlan", "rx-vlan-stag-hw-parse": "rx-vlan-stag-hw-parse"}
 OVERHEAD = {"ipip": {"IPv4": 20, "IPv6": 40}, "gue": {"IPv4": 28, "IPv6": 48}}
 
 
 def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Whether there is such an interface, and it is up."""
+    """Check that the interface exists, and is up."""
     link = facts.link(ask.interface)
     if link is None:
         names = [other.name for other in facts.links]
@@ -24,7 +24,7 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
             Verdict.PROBLEM,
             f"there is no interface {ask.interface!r} here"
             if ask.interface
-            else "no interface was named, and neither an agent nor a default route tells which",
+            else "no interface was named, and neither an agent nor a default route shows which",
             did_you_mean(ask.interface, names) if ask.interface else "--interface NAME",
         )
     elif not link.up:
@@ -38,7 +38,7 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding(
             "interface",
             Verdict.PROBLEM,
-            f"{link.name} is up and has no carrier: nothing is at the other end of its cable",
+            f"{link.name} is up but has no carrier: nothing is at the other end of its cable",
             f"the cable, or the port of the switch; ethtool {link.name} says what the card sees",
         )
     else:
@@ -48,7 +48,7 @@ def exists(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Packets must fit a page for native XDP; tc takes any, super-frames too."""
+    """Check the MTU: packets must fit a page for native XDP; tc accepts any, super-frames too."""
     link = facts.link(ask.interface)
     if link is None:
         return
@@ -56,7 +56,7 @@ def mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding(
             "mtu",
             Verdict.WARNING,
-            f"{link.mtu} is more than native XDP takes (about {MAX_NATIVE_MTU})",
+            f"{link.mtu} is more than native XDP accepts (about {MAX_NATIVE_MTU})",
             f"hook: tc, which hook: auto falls back to; or ip link set dev {link.name} mtu 1500",
         )
     else:
@@ -64,14 +64,14 @@ def mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 
 def tunnel_mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """The outer headers of ipip and gue need room."""
+    """Check that the outer headers of ipip and gue have room."""
     link = facts.link(ask.interface)
     services = (facts.agent.config or {}).get("services", [])
     used = {ask.forward.value} if ask.forward else {one.get("forward") for one in services}
     tunnels = [mode for mode in OVERHEAD if mode in used]
     if link is None or not tunnels:
         return
-    mode = tunnels[-1]  # the larger one
+    mode = tunnels[-1]  # the mode with the larger headers
     overhead = OVERHEAD[mode]
     sizes = ((link.mtu - size, name) for name, size in overhead.items())
     room = ", ".join(f"{size} bytes to {name} backends" for size, name in sizes)
@@ -84,17 +84,17 @@ def tunnel_mtu(facts: Facts, ask: Question) -> Iterator[Finding]:
         "tunnel mtu",
         Verdict.WARNING,
         f"the outer headers of {mode} take {takes}: only packets up to {room} fit; senders of"
-        " larger ones are told, and some networks lose what tells them",
+        " larger ones get an ICMP message, which some networks drop",
         f"ip link set dev {link.name} mtu {wanted} (and on the way to the backends), or have"
         f" backends announce a smaller MSS: deploy/backend-setup.sh up {mode} --advmss 1400 VIP",
     )
 
 
 def queues(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """One receive queue is served by one CPU."""
+    """Check the receive queues: each is served by one CPU."""
     link, cpus = facts.link(ask.interface), facts.host.cpus
     if link is None or link.kind:
-        return  # virtual devices have no queues of that kind
+        return  # virtual devices have no queues of this kind
     if link.queues is None:
         yield Finding("queues", Verdict.UNKNOWN, "the card's queues cannot be read")
         return
@@ -107,7 +107,7 @@ def queues(facts: Facts, ask: Question) -> Iterator[Finding]:
             f"ethtool -L {link.name} combined {max(1, maximum // 2)}",
         )
     elif _is_native_virtio(link) and current > cpus:
-        # The driver counts those to send from XDP as used ones once the program is there.
+        # The driver counts the queues used to send from XDP as used once the program is attached.
         yield Finding("queues", Verdict.OK, f"{current} queues, of them {cpus} to send from XDP")
     elif link.driver == "virtio_net" and current + cpus > maximum:
         yield Finding(
@@ -135,11 +135,12 @@ def offloads(facts: Facts, ask: Question) -> Iterator[Finding]:
         return
     if link.features is None:
         yield Finding(
-            "offloads", Verdict.UNKNOWN, "ethtool is not there to ask", "apt-get install ethtool"
+            "offloads", Verdict.UNKNOWN, "ethtool is not installed", "apt-get install ethtool"
         )
         return
     if _is_native_virtio(link):
-        # Whatever its features say: the driver has the hypervisor stop merging while it is there.
+        # Whatever its features say: the driver makes the hypervisor stop merging while XDP is
+        # attached.
         yield Finding("offloads", Verdict.OK, "packets arrive unmerged with native XDP on virtio")
         return
     bad = False
@@ -169,7 +170,7 @@ def _is_native_virtio(link: Link) -> bool:
 
 
 def vlan(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """A tag that the card has taken off is not seen by XDP; the agent has it left there."""
+    """Check VLAN tags: XDP does not see a tag that the card takes off; the agent turns that off."""
     link = facts.link(ask.interface)
     if link is None or link.features is None:
         return
@@ -200,12 +201,12 @@ def _why_tags_are_seen(facts: Facts, tagged: str, hiding: bool) -> str:
     if not tagged:
         return "no VLANs here"
     if not facts.is_xdp and hiding:
-        return f"{tagged}: at tc the tags are seen, though the card takes them off"
+        return f"{tagged}: tc sees the tags although the card takes them off"
     return f"{tagged}: the tags stay in the packets"
 
 
 def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
-    """Traps of veth pairs, which are seen only from the other end."""
+    """Check for problems of veth pairs that are only visible at the other end."""
     link = facts.link(ask.interface)
     if link is None or link.kind != "veth" or not facts.is_xdp:
         return
@@ -214,8 +215,8 @@ def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
             "veth",
             Verdict.PROBLEM,
             "native XDP on a veth loses every packet that it sends, unless the other end has an"
-            " XDP program, too, and senders have checksum offload off; neither is seen from here,"
-            " and tc costs less on a veth",
+            " XDP program, too, and senders have checksum offload off; neither can be seen from"
+            " here, and tc costs less on a veth",
             "hook: auto, which takes tc here; or at the other end: lb-agent pass --interface PEER;"
             " ethtool -K PEER tx off (lbctl lab up --hook native does both)",
         )
@@ -225,7 +226,7 @@ def veth(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding(
             "veth vlan",
             Verdict.UNKNOWN,
-            "the other end of a veth keeps the tags of what it sends beside the packet, where XDP"
-            " does not see them, unless that is off; it is not seen from here",
+            "the other end of a veth keeps the tags of packets that it sends beside them, where XDP"
+            " does not see them, unless that is off; this cannot be seen from here",
             "at the other end: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off; or hook: tc",
         )

@@ -1,6 +1,7 @@
-"""Asks the kernel what XDP an interface's driver can (generic netlink "netdev", Linux 6.3).
+"""Asks the kernel which XDP features an interface's driver has (generic netlink "netdev", Linux
+6.3).
 
-``ip`` and ``ethtool`` do not show it.
+``ip`` and ``ethtool`` do not show them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NAMES = ("basic", "redirect", "ndo-xmit", "xsk-zerocopy", "hw-offload", "rx-sg",
 
 
 def xdp_features(ifindex: int) -> frozenset[str] | None:
-    """The features of an interface's driver; None if the kernel does not tell."""
+    """Return the features of an interface's driver; None if the kernel does not report them."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC) as sock:
             sock.settimeout(_TIMEOUT_S)
@@ -35,7 +36,7 @@ def xdp_features(ifindex: int) -> frozenset[str] | None:
 
 
 def feature_names(bits: int) -> frozenset[str]:
-    """The names of the bits that are set."""
+    """Return the names of the bits that are set."""
     return frozenset(name for position, name in enumerate(NAMES) if bits & 1 << position)
 
 
@@ -51,7 +52,7 @@ def _ask(sock: socket.socket, family: int, command: int, attribute: bytes) -> di
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The netlink attributes in a message, by type."""
+    """Return the netlink attributes in a message, by type."""
     found: dict[int, bytes] = {}
     while len(data) >= 4:
         length, kind = struct.unpack_from("=HH", data)

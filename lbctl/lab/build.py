@@ -1,6 +1,6 @@
 """Owns a lab's life: builds what ``topology`` describes, and removes it without a trace.
 
-The folder of the lab is made first and removed last: while it exists, the lab does.
+The folder of the lab is made first and removed last: the lab exists as long as its folder does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lbctl.lab.topology import Lab, Node, Role, lab_command
 
 STATE_FILE = "lab.json"
 READY_TIMEOUT_S = 90.0
-# In one event of an engine's stream, so that time to first token and not writing costs time here.
+# Tokens in one event of an engine's stream; fewer, larger events leave CPU time for the rest.
 _EVENT_TOKENS = 2
 _TOOLS = {"ip": "iproute2", "nsenter": "util-linux"}
 
@@ -38,7 +38,7 @@ type Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who built a lab: a person by ``lab up``, or a demo, which removes it as it ends."""
+    """The owner of a lab: a person by ``lab up``, or a demo, which removes it when it ends."""
 
     demo: bool = False
     pid: int = 0
@@ -65,7 +65,7 @@ def check_machine() -> None:
 
 
 def read(name: str) -> tuple[Lab, Owner] | None:
-    """The lab of that name and its owner; None: it does not exist, or only in parts."""
+    """Return the lab of that name and its owner; None: it does not exist, or only in parts."""
     try:
         document = json.loads((topology.RUN_ROOT / name / STATE_FILE).read_text())
         owner = Owner(bool(document["owner"]["demo"]), int(document["owner"]["pid"]))
@@ -75,15 +75,16 @@ def read(name: str) -> tuple[Lab, Owner] | None:
 
 
 def leftovers(name: str) -> list[str]:
-    """What there is of a lab of that name: its namespaces, its folder."""
+    """Return the parts of a lab of that name that exist: its namespaces, its folder."""
     found = [entry for entry in netns.names() if topology.owned_namespace(name, entry)]
     run_dir = topology.RUN_ROOT / name
     return found + ([str(run_dir)] if run_dir.exists() else [])
 
 
 def _instance_locks(name: str) -> list[Path]:
-    """The lock files that the lab's agents have left, also where the namespaces have gone. Others'
-    agents can have such names, too: what somebody holds is none.
+    """Return the lock files that the lab's agents have left, even if the namespaces have gone.
+
+    Agents of other owners may use such names, too, so a lock that is held does not count.
     """
     named = {
         lock: lock.stem.removeprefix("instance-")
@@ -99,7 +100,7 @@ def _is_held(lock: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # it has gone
+    except OSError:  # the file has gone
         return False
     return False
 
@@ -113,7 +114,7 @@ def up(lab: Lab, owner: Owner, report: Report) -> None:
             with guard.interruptible():
                 _build(lab, owner, report)
         except BaseException:
-            # Also a Ctrl-C must not leave half a lab behind.
+            # Ctrl-C must not leave half a lab behind either.
             down(lab.name, _silent)
             raise
 
@@ -130,7 +131,7 @@ def refuse_second(name: str) -> None:
 
 
 def _silent(_text: str) -> None:
-    """A report that nobody reads."""
+    """Discard a report."""
 
 
 def _build(lab: Lab, owner: Owner, report: Report) -> None:
@@ -149,7 +150,7 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
     report("agent: compiling and attaching the balancer, checking the backends")
     if lab.paired:
         failover.make_key(lab)
-    # One after the other: what the first has compiled, the others load.
+    # One after the other: the first compiles the program, the others load it.
     for balancer in lab.nodes(Role.BALANCER):
         write_config(lab, balancer)
         start_agent(lab, balancer)
@@ -186,7 +187,7 @@ def build_network(lab: Lab) -> None:
 
 
 def server_command(lab: Lab, backend: Node) -> list[str]:
-    """How the HTTP server, or the engine, of a backend is started."""
+    """Return the command that starts a backend's HTTP server or engine."""
     hardware = lab.engine(backend)
     module = "lbctl.lab.engine.server" if hardware else "lbctl.lab.server"
     command = [sys.executable, "-m", module, "--name", backend.name]
@@ -205,21 +206,21 @@ def start_server(lab: Lab, backend: Node) -> None:
 
 
 def prepare_paths(lab: Lab) -> None:
-    """Let frames of the balancers pass the cables, and let backends unpack what is wrapped."""
+    """Let frames of the balancers pass the cables, and let backends decapsulate."""
     agent = processes.program("lb-agent", "agent.main")
     commands = []
     if ports := [word for port in wiring.ports_with_xdp(lab) for word in ("--interface", port)]:
         commands.append((lab.switch, [*agent, "pass", *ports]))
     if lab.forward.is_tunnel:
         commands += [(backend.namespace, decap(lab)) for backend in lab.nodes(Role.BACKEND)]
-    # Each of them compiles a program: side by side, as far as there are processors.
+    # Each of them compiles a program: in parallel, as far as there are processors.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for done in [pool.submit(_run, lab, *command) for command in commands]:
             done.result()
 
 
 def decap(lab: Lab) -> list[str]:
-    """What a backend unpacks by what is wrapped."""
+    """Return the options by which a backend decapsulates."""
     vips = [word for vip in lab.vips for word in ("--vip", str(vip))]
     balancers = [
         word
@@ -250,8 +251,8 @@ def start_agent(lab: Lab, balancer: Node) -> None:
 def revive(lab: Lab, balancer: Node) -> None:
     """Start all of a balancer that was killed and cut off, and mend its cables, as after a boot.
 
-    The kernel of this dead balancer still has the VIPs, as that of one that boots has not: first
-    of all its failover process takes them off, and only then there is a cable again.
+    Unlike a booting host, the kernel of this dead balancer still has the VIPs. So its failover
+    process first removes them, and only then the cables are mended.
     """
     failover.start(lab, balancer)
     failover.await_answer(lab, balancer)
@@ -262,7 +263,7 @@ def revive(lab: Lab, balancer: Node) -> None:
 def await_backends(
     lab: Lab, balancer: Node, wanted: int, timeout_s: float = READY_TIMEOUT_S
 ) -> float:
-    """Wait until so many backends of every service are up; returns the moment (monotonic)."""
+    """Wait until this many backends of every service are up; return the moment (monotonic)."""
     from agent.api.client import Client
 
     client = Client(lab.socket(balancer), timeout_s=5.0)
@@ -297,7 +298,7 @@ def _without_answers(lab: Lab) -> str:
     if lab.hook is Hook.NATIVE:
         return f"try it without native XDP: {command} up --replace --hook tc"
     socket = lab.socket(lab.nodes(Role.BALANCER)[0])
-    return f"see what becomes of the packets: lbctl --socket {socket} trace"
+    return f"see what happens to the packets: lbctl --socket {socket} trace"
 
 
 def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
@@ -319,7 +320,7 @@ def await_answers(lab: Lab, timeout_s: float = 10.0) -> None:
 
 
 def _ask(address: str, port: int = topology.PORT) -> str:
-    """Send one request; what is wrong with the answer, empty for nothing."""
+    """Send one request; return the problem with the answer, empty if there is none."""
     connection = http.client.HTTPConnection(address, port, timeout=2)
     try:
         connection.request("GET", "/health")
@@ -374,7 +375,7 @@ def down(name: str, report: Report) -> bool:
         for balancer in balancers:  # its program has gone with the namespace's interfaces
             shutil.rmtree(topology.PIN_ROOT / balancer, ignore_errors=True)
         shutil.rmtree(run_dir, ignore_errors=True)
-        # What was being started while we were stopping: its folder is gone, its mark is not.
+        # A process that started while we were stopping: its folder is gone, but not its mark.
         processes.stop(run_dir, processes.find(run_dir))
         for lock in _instance_locks(name):
             lock.unlink(missing_ok=True)
@@ -386,7 +387,7 @@ def down(name: str, report: Report) -> bool:
 
 
 def remove_locks(namespace: str) -> None:
-    """What is killed leaves its lock files; where the namespace goes, nobody wants them again."""
+    """Remove the lock files of killed processes; once the namespace is gone, nobody needs them."""
     with contextlib.suppress(FileNotFoundError):
         inode = netns.path(namespace).stat().st_ino
         for lock in topology.RUN_ROOT.glob(f"interface-{inode}-*.lock"):
@@ -396,7 +397,7 @@ def remove_locks(namespace: str) -> None:
 
 
 def node_processes(lab: Lab, node: Node) -> Iterator[tuple[str, str, int | None]]:
-    """What runs on a host: in words, the process's name, and its pid; None: it ended."""
+    """Yield what runs on a host: a description, the process's name, and its pid; None: it ended."""
     named: dict[str, str] = {}
     if node.role is Role.BALANCER:
         named[node.name] = "agent"

@@ -1,4 +1,4 @@
-"""The command group ``lbctl lab``: a balancer, its clients and backends on this one machine."""
+"""The command group ``lbctl lab``: a balancer, its clients and backends on one machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lbctl.lab.topology import Lab, Node
 
 DEFAULT_NAME = "lab"
-# Words of agent.model, which --help need not wait for; a test compares them.
+# Values of enums in agent.model, whose import would delay --help; a test compares them.
 FORWARDS = ("dsr", "ipip", "gue", "nat", "fullnat")
 SCHEDULERS = ("maglev", "source", "round-robin", "least-conn", "least-load")
 HOOKS = ("auto", "native", "tc", "generic")
@@ -34,7 +34,7 @@ def _set_name(ctx: click.Context, _param: click.Parameter, value: str | None) ->
 def _split_engines(
     _ctx: click.Context, _param: click.Parameter, value: str | None
 ) -> tuple[str, ...]:
-    """The GPUs, none if the option is left out; an unset variable is not that."""
+    """Return the GPUs; none without the option, which is different from an unset variable."""
     if value is None:
         return ()
     engines = tuple(part.strip() for part in value.split(","))
@@ -42,11 +42,11 @@ def _split_engines(
         from lbctl.lab.engine.model import HARDWARE
 
         known = ", ".join(sorted(HARDWARE))
-        raise click.BadParameter(f"{value!r} leaves a GPU empty; there are {known}")
+        raise click.BadParameter(f"{value!r} leaves a GPU empty; available: {known}")
     return engines
 
 
-# The group's option may also stand after the command, where one looks for it.
+# The group's option may also follow the command, where people look for it.
 _late_name_option = click.option("--name", callback=_set_name, expose_value=False, hidden=True)
 
 _forward_option = click.option(
@@ -61,7 +61,7 @@ _hook_option = click.option(
     type=click.Choice(HOOKS),
     default="auto",
     show_default=True,
-    help="Where the program hooks in.",
+    help="Where the program is attached.",
 )
 
 
@@ -73,7 +73,7 @@ _hook_option = click.option(
     envvar="STEELYARD_LAB",
     callback=_set_name,
     expose_value=False,
-    help="Which lab; another name makes a second one beside it.  [env: STEELYARD_LAB]",
+    help="The name of the lab; a different name makes a second lab.  [env: STEELYARD_LAB]",
 )
 def lab() -> None:
     """Try the balancer in network namespaces of this machine.
@@ -99,7 +99,7 @@ def lab() -> None:
     type=click.IntRange(1, 8),
     default=1,
     show_default=True,
-    help="How many balancers; one is master and has the VIPs, the others take its place.",
+    help="How many balancers; one is master and has the VIPs, the others take over from it.",
 )
 @click.option(
     "--clients",
@@ -128,22 +128,22 @@ def lab() -> None:
     "--vlan",
     type=click.IntRange(1, 4094),
     metavar="ID",
-    help="All hosts speak in frames with this VLAN tag.",
+    help="All hosts send frames with this VLAN tag.",
 )
 @click.option(
     "--engines",
     metavar="GPU,…",
     callback=_split_engines,
-    help="The servers behave like engines on these GPUs (h100, a100), given out in turn.",
+    help="The servers behave like engines on these GPUs (h100, a100), assigned in turn.",
 )
 @click.option(
     "--time-scale",
     type=click.FloatRange(0.01, 100),
     default=1.0,
     show_default=True,
-    help="So many times faster than real GPUs the engines are.",
+    help="How many times faster than real GPUs the engines are.",
 )
-@click.option("--replace", is_flag=True, help="Remove a lab that exists already.")
+@click.option("--replace", is_flag=True, help="Remove an existing lab first.")
 @_late_name_option
 @pass_environment
 def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
@@ -160,7 +160,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
 
     asked = click.get_current_context().get_parameter_source("time_scale")
     if asked is not ParameterSource.DEFAULT and not options["engines"]:
-        raise click.UsageError("--time-scale goes with --engines")
+        raise click.UsageError("--time-scale needs --engines")
     wanted = topology.Lab(
         name=_lab_name(),
         backends=options["backends"],
@@ -269,7 +269,7 @@ def status(env: Environment) -> None:
     from lbctl.lab import build
     from lbctl.output import emit
 
-    build.check_machine()  # only root sees whose processes run
+    build.check_machine()  # only root can see all processes
     built, owner = _existing()
     data = {
         "lab": {
@@ -305,7 +305,7 @@ def status(env: Environment) -> None:
 
 
 def _running(built: Lab, node: Node) -> dict[str, Any]:
-    """What runs on a host; a balancer of several has a failover process, too."""
+    """Return what runs on a host; each of several balancers has a failover process, too."""
     from lbctl.lab import build, failover
 
     found: dict[str, Any] = {"process": None, "pid": None, "log": None, "failover": None}

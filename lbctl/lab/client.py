@@ -1,7 +1,7 @@
-"""Owns a connection to a server of the lab as its clients have it; every step is bounded.
+"""Owns a client connection to a server of the lab; every step is bounded.
 
-What the load generators share: the options that say where to and how long, and that they write
-one JSON line per record to whoever reads along, and leave on SIGTERM and SIGINT.
+It also has what the load generators share: the options for targets and duration, one JSON line
+per record for a process that reads along, and leaving on SIGTERM and SIGINT.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Head:
 
 
 class ProtocolError(Exception):
-    """The answer is not what the server of the lab sends."""
+    """The answer is not one that a server of the lab sends."""
 
 
 def parse_target(text: str) -> Target:
@@ -65,7 +65,7 @@ def parse_target(text: str) -> Target:
 
 
 def number[N: (int, float)](kind: type[N], *, or_zero: bool = False) -> Callable[[str], N]:
-    """An option's type: a finite number above zero, or zero, too."""
+    """Return an option's type: a finite number above zero, or also zero."""
     wanted = f"a {'whole ' if kind is int else ''}number {'of 0 or more' if or_zero else 'above 0'}"
 
     def read(text: str) -> N:
@@ -73,7 +73,7 @@ def number[N: (int, float)](kind: type[N], *, or_zero: bool = False) -> Callable
             value = kind(text)
         except ValueError:
             value = kind(-1)
-        # Also false for what is no number (nan).
+        # Also false for nan.
         if not (0 < value < math.inf or (or_zero and value == 0)):
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
         return value
@@ -82,7 +82,7 @@ def number[N: (int, float)](kind: type[N], *, or_zero: bool = False) -> Callable
 
 
 def parser(module: str, about: str | None, timeout_s: float) -> argparse.ArgumentParser:
-    """The options that every load generator has; ``timeout_s`` is a default."""
+    """Return a parser with the options of every load generator; ``timeout_s`` is a default."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     add = made.add_argument
     add("--target", action="append", required=True, type=parse_target, help="ADDRESS:PORT")
@@ -90,7 +90,7 @@ def parser(module: str, about: str | None, timeout_s: float) -> argparse.Argumen
         "--timeout",
         type=number(float),
         default=timeout_s,
-        help="seconds without an answer, or its next part: it has failed",
+        help="seconds without an answer, or its next part, after which it has failed",
     )
     add("--duration", type=number(float), help="seconds; default: until interrupted")
     return made
@@ -113,7 +113,7 @@ def parse_head(head: bytes) -> Head:
 
 
 class Connection:
-    """One connection to a target; every step is bounded by the timeout."""
+    """A connection to a target; every step is bounded by the timeout."""
 
     def __init__(self, target: Target, timeout_s: float) -> None:
         self._target = target
@@ -155,7 +155,7 @@ class Connection:
         return head
 
     async def read_chunk(self) -> bytes:
-        """The next chunk of a chunked answer; empty: it was the last."""
+        """Return the next chunk of a chunked answer; empty: there are no more."""
         reader, _ = self._streams()
         async with asyncio.timeout(self._timeout_s):
             size = int(await reader.readuntil(b"\r\n"), 16)
@@ -171,7 +171,7 @@ FAILURES = (OSError, TimeoutError, asyncio.IncompleteReadError, ProtocolError, V
 
 
 def describe(error: BaseException) -> str:
-    """An exception as a word or two: refused, reset, timeout, closed."""
+    """Return an exception as a word or two: refused, reset, timeout, closed."""
     match error:
         case TimeoutError():
             return "timeout"
@@ -186,12 +186,12 @@ def describe(error: BaseException) -> str:
 
 
 def write(record: Record) -> None:
-    """Write one record; flushed, since somebody may be reading along."""
+    """Write one record and flush it, because another process may be reading along."""
     print(to_line(record), flush=True)
 
 
 def leaving_on_signals() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT."""
+    """Return an event that SIGTERM and SIGINT set."""
     leaving = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, leaving.set)
@@ -199,16 +199,16 @@ def leaving_on_signals() -> asyncio.Event:
 
 
 async def within(timeout_s: float, event: Awaitable[object]) -> None:
-    """Wait for an event, but no longer than that."""
+    """Wait for an event, at most ``timeout_s``."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(0.0, timeout_s)):
             await event
 
 
 def run(load: Coroutine[Any, Any, None]) -> None:
-    """Make load; a reader that goes away ends it quietly."""
+    """Run a load; end quietly if the reader goes away."""
     try:
         asyncio.run(load)
     except* BrokenPipeError:
-        # Without this, Python would complain again as it leaves.
+        # Without this, Python would report the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,7 +29,7 @@ type Outcomes = list[tuple[str, Outcome]]
 
 
 class _Ticker:
-    """What a terminal shows while a step goes on, drawn anew with every turn of the spinner."""
+    """The line that a terminal shows during a step, redrawn with every turn of the spinner."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
@@ -41,7 +41,7 @@ class _Ticker:
 
 
 def run(env: Environment, name: str, forward: Forward, hook: Hook) -> int:
-    """Play the demo; returns the exit code."""
+    """Play the demo; return the exit code."""
     lab = Lab(
         name=name,
         backends=len(story.WEIGHTS),
@@ -89,7 +89,7 @@ def make_room(name: str) -> None:
         )
     elif build.leftovers(name):
         raise LabError(
-            f"a lab called {name} is up, and the demo does not touch it",
+            f"a lab called {name} is up, and the demo leaves it alone",
             where=f"lab {name}",
             remedy=f"remove it: {lab_command(name)} down;"
             " or play beside it: lbctl lab --name other demo",
@@ -131,17 +131,17 @@ def _play(stage: Stage, console: Console, outcomes: Outcomes) -> list[str]:
 
 
 def _late_failures(stage: Stage) -> list[str]:
-    """Requests that failed after their step had been judged, by a timeout for instance."""
+    """Return requests that failed after their step had been judged, for instance by a timeout."""
     failed = [
         request
         for request in figures.failures(stage.traffic.requests())
         if not any(start <= request.started_s < end for start, end in stage.forgiven)
     ]
-    return [f"{len(failed)} requests failed outside of the kills"] if failed else []
+    return [f"{len(failed)} requests failed outside the kills"] if failed else []
 
 
 def _clean_up(lab: Lab, traffic: Traffic, prompts: PromptTraffic) -> None:
-    # From the last to the first, each of them also if one before it fails.
+    # From the last to the first, each of them even if one before it fails.
     with contextlib.ExitStack() as left:
         left.callback(build.down, lab.name, lambda _text: None)
         left.callback(traffic.stop)
@@ -216,6 +216,6 @@ def _document(
 
 
 def _console(env: Environment) -> Console:
-    # The story is the data of a demo; with -o json the figures are, and the story a message.
+    # The story is the output of a demo; with -o json the figures are, and the story is a message.
     story_stream = env.stdout if env.output is Output.TABLE else env.stderr
     return Console(file=story_stream, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -1,14 +1,14 @@
-"""Decides what the agents of a lab are configured with."""
+"""Decides the configuration of a lab's agents."""
 
 from __future__ import annotations
 
 from agent.model import Forward, Scheduler
 from lbctl.lab.topology import NODE_INTERFACE, PORT, PROMPTS, Lab, Node, Role, Service
 
-# Thousands of short connections a second find room: their flows stay for half a minute.
+# Room for thousands of short connections a second: their flows stay for half a minute.
 FLOWS = 262_144
 
-# Of VRRP. A balancer that has come back first gets the flows of the others, and has them hand
+# For VRRP. A balancer that has come back first gets the flows of the others, and has them hand
 # over; if they do not, its failover process goes ahead after the delay.
 _VRID, _INSIDE_VRID = 99, 98
 _FIRST_PRIORITY, _SECOND_PRIORITY = 150, 100
@@ -16,7 +16,7 @@ _ADVERT_INTERVAL, _PREEMPT_DELAY = "100ms", "2s"
 
 
 def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
-    """The configuration document of a balancer's agent."""
+    """Return the configuration document of a balancer's agent."""
     document: dict[str, object] = {
         "name": balancer.namespace,
         "interface": NODE_INTERFACE,
@@ -51,7 +51,7 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
 
 
 def _failover_document(lab: Lab, balancer: Node) -> dict[str, object]:
-    """What makes balancers take each other's place: an election, the same flows and addresses."""
+    """Return the settings of failover between the balancers: election, flows, addresses."""
     balancers = lab.nodes(Role.BALANCER)
     behind = balancers.index(balancer)
     common = {
@@ -102,13 +102,13 @@ def _service_document(lab: Lab, service: Service) -> dict[str, object]:
 
 
 def backend_document(lab: Lab, node: Node, family: int, vip_port: int = PORT) -> dict[str, object]:
-    """A backend in the configuration of a service of that family, 4 or 6, and port."""
+    """Return a backend in the configuration of a service of that family, 4 or 6, and port."""
     document: dict[str, object] = {
         "name": node.name,
         "address": str(node.ipv4 if family == 4 else node.ipv6),
     }
     if lab.forward is Forward.NAT:
-        # Answers are told apart by their port, so no two services have the same.
+        # Answers are distinguished by their port, so no two services have the same.
         document["port"] = vip_port if vip_port != PORT else lab.server_port
     return document
 

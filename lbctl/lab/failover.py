@@ -1,4 +1,4 @@
-"""Owns what befalls the lab's balancers when there are more than one: roles, deaths, cut cables."""
+"""Owns what happens to the lab's balancers if there are several: roles, deaths, cut cables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbctl.lab import netns, processes, wiring
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Node, Role
 
-PROCESS = "failover"  # what it is called beside agent and http server
+PROCESS = "failover"  # its name, beside agent and http server
 MASTER, BACKUP = "master", "backup"
 _ASK_S = 1.0
 _POLL_S = 0.02
@@ -20,7 +20,7 @@ _SETTLE_S = 60.0
 
 
 def process_of(balancer: Node) -> str:
-    """The name of a balancer's failover process, of its log and of its pid file."""
+    """Return the name of a balancer's failover process, of its log and of its pid file."""
     return f"{balancer.name}-failover"
 
 
@@ -38,7 +38,7 @@ def start(lab: Lab, balancer: Node) -> None:
 
 
 def roles(lab: Lab, balancer: Node) -> dict[str, str]:
-    """The role of each virtual router of a balancer; none: nobody answers for it."""
+    """Return the role of each virtual router of a balancer; empty: it does not answer."""
     try:
         status = client.ask(lab.failover_socket(balancer), {"do": "status"}, _ASK_S)
     except (SteelyardError, OSError):
@@ -47,7 +47,7 @@ def roles(lab: Lab, balancer: Node) -> dict[str, str]:
 
 
 def summary(roles: Mapping[str, str]) -> str | None:
-    """The role of a whole balancer, in one word if its virtual routers agree."""
+    """Return the role of a whole balancer, in one word if its virtual routers agree."""
     distinct = set(roles.values())
     if len(distinct) == 1:
         return distinct.pop()
@@ -60,7 +60,7 @@ def await_answer(lab: Lab, balancer: Node, timeout_s: float = _SETTLE_S) -> None
 
 
 def await_role(lab: Lab, balancer: Node, role: str, timeout_s: float = _SETTLE_S) -> float:
-    """Wait until a balancer has a role, for all VIPs; returns the moment (monotonic seconds)."""
+    """Wait until a balancer has a role for all VIPs; return the moment (monotonic seconds)."""
     _await(lab, balancer, lambda: summary(roles(lab, balancer)) == role, role, timeout_s)
     return time.monotonic()
 
@@ -79,10 +79,10 @@ def _await(lab: Lab, balancer: Node, so: Callable[[], bool], wanted: str, timeou
 
 
 def settle(lab: Lab) -> None:
-    """Start the failover processes of all balancers, so that the first is master."""
+    """Start the failover processes of all balancers, so that the first one becomes master."""
     first, *others = lab.nodes(Role.BALANCER)
     start(lab, first)
-    # From here on it needs less time to become master than the others to start.
+    # From here on the first one becomes master before the others have started.
     fit = (BACKUP, MASTER)
     _await(lab, first, lambda: summary(roles(lab, first)) in fit, "fit", _SETTLE_S)
     for balancer in others:
@@ -93,12 +93,12 @@ def settle(lab: Lab) -> None:
 
 
 def strike(lab: Lab, balancer: Node) -> float:
-    """Kill a balancer's agent and failover process (SIGKILL) and cut its cables, all at once.
+    """Kill a balancer's agent and failover process (SIGKILL) and cut its cables, all together.
 
-    Returns the moment. Only what is cut off stops serving: the kernel goes on by itself.
+    Return the moment. Only the cut stops the service: the kernel would go on without the processes.
     """
     both = (balancer.name, process_of(balancer))
-    # A process does nothing more from here on; to end takes the kernel its time.
+    # From here on the processes do nothing, although the kernel takes some time to end them.
     processes.freeze(lab.run_dir, *both)
     at_s = cut(lab, balancer)
     processes.kill(lab.run_dir, *both)
@@ -106,13 +106,13 @@ def strike(lab: Lab, balancer: Node) -> float:
 
 
 def cut(lab: Lab, node: Node, *, silent: bool = False) -> float:
-    """Cut the cables of a host; returns the moment when they were. ``silent``: it sees them up."""
+    """Cut the cables of a host; return when they were cut. ``silent``: the host sees them up."""
     netns.ip(wiring.cut_commands(node, silent=silent), lab.switch)
     return time.monotonic()
 
 
 def mend(lab: Lab, node: Node) -> float:
-    """Undo ``cut``; returns the moment before that."""
+    """Undo ``cut``; return the moment before that."""
     at_s = time.monotonic()
     netns.ip(wiring.mend_commands(lab, node), lab.switch)
     return at_s

@@ -1,4 +1,4 @@
-"""Decides what the load generator's records mean: shares, failures, and how long things took.
+"""Decides what the load generators' records mean: shares, failures, and how long things took.
 
 Times are seconds of the machine's monotonic clock, which all its processes share.
 """
@@ -11,16 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-# TCP asks again after 200 ms at the earliest, for a connection after a second.
+# TCP retransmits after 200 ms at the earliest, a SYN after a second.
 AT_ONCE_MS = 190.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request on a connection of its own; ``error`` None: it was answered with ``status``."""
+    """One request on its own connection; ``error`` None: it was answered with ``status``."""
 
     at_s: float  # when it ended
-    started_s: float  # when the connection was asked for
+    started_s: float  # when the connection was opened
     target: str
     backend: str | None
     status: int | None
@@ -29,16 +29,16 @@ class Request:
 
     @property
     def failed(self) -> bool:
-        """Whether it was not answered well."""
+        """Whether it got no good answer."""
         return self.error is not None or self.status != 200
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Something that happened to a connection that is held open.
+    """An event of a connection that is held open.
 
     ``event`` is opened, finished (ended as it should), broke, refused (could not be opened) or
-    moved (another backend answers than before).
+    moved (a different backend answers than before).
     """
 
     at_s: float
@@ -54,7 +54,7 @@ class Held:
 class Prompt:
     """One request to an engine, streamed; ``error`` None: all its tokens came.
 
-    Times are from when the connection was asked for, to the first token and to the last.
+    Times are measured from the opening of the connection, to the first token and to the last.
     """
 
     at_s: float
@@ -74,12 +74,12 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def to_line(record: Record) -> str:
-    """A record as one line of JSON."""
+    """Return a record as one line of JSON."""
     return json.dumps({"record": _NAMES[type(record)], **asdict(record)})
 
 
 def from_line(line: str) -> Record | None:
-    """The record that ``to_line`` wrote; None for any other line."""
+    """Return the record that ``to_line`` wrote; None for any other line."""
     try:
         document = json.loads(line)
         return _KINDS[document.pop("record")](**document)
@@ -90,40 +90,42 @@ def from_line(line: str) -> Record | None:
 def started_in[T: (Request, Prompt)](
     requests: Iterable[T], start_s: float, end_s: float
 ) -> list[T]:
-    """The requests whose connection was asked for in that time."""
+    """Return the requests whose connection was opened in that time."""
     return [request for request in requests if start_s <= request.started_s < end_s]
 
 
 def failures(requests: Iterable[Request]) -> list[Request]:
-    """The requests that were not answered well."""
+    """Return the requests that got no good answer."""
     return [request for request in requests if request.failed]
 
 
 def answered_by(requests: Iterable[Request | Prompt]) -> Counter[str]:
-    """How many requests each backend answered."""
+    """Return how many requests each backend answered."""
     return Counter(request.backend for request in requests if request.backend is not None)
 
 
 def shares(counts: Mapping[str, int]) -> dict[str, float]:
-    """Each one's part of the whole, 0 to 1."""
+    """Return each one's part of the whole, 0 to 1."""
     total = sum(counts.values())
     return {name: count / total if total else 0.0 for name, count in counts.items()}
 
 
 def widest_gap(expected: Mapping[str, float], actual: Mapping[str, float]) -> float:
-    """The largest difference between an expected share and the actual one."""
+    """Return the largest difference between an expected share and the actual one."""
     names = expected.keys() | actual.keys()
     return max((abs(expected.get(n, 0.0) - actual.get(n, 0.0)) for n in names), default=0.0)
 
 
 def last_start_ms(requests: Iterable[Request], since_s: float) -> float:
-    """Milliseconds from ``since_s`` until the last of the requests was started; 0 for none."""
+    """Return the milliseconds from ``since_s`` until the last request was started; 0: none."""
     delays = [request.started_s - since_s for request in requests if request.started_s >= since_s]
     return 1000 * max(delays, default=0.0)
 
 
 def first_answer_ms(requests: Iterable[Request], backend: str, since_s: float) -> float | None:
-    """Milliseconds from ``since_s`` until a backend was asked for the first time; None: never."""
+    """Return the milliseconds from ``since_s`` until a backend's first request; None: there is
+    none.
+    """
     started = [
         r.started_s
         for r in requests
@@ -133,10 +135,10 @@ def first_answer_ms(requests: Iterable[Request], backend: str, since_s: float) -
 
 
 def outage_ms(requests: Iterable[Request], since_s: float) -> float | None:
-    """Milliseconds from ``since_s`` until every target answered at once; None: not yet.
+    """Return the milliseconds from ``since_s`` until every target answered at once; None: not yet.
 
-    A request that waited for the end of an outage is answered too, but after its client asked
-    again, which no client does at once.
+    A request that waited for the end of an outage is answered too, but only after its client
+    retransmitted, which no client does at once.
     """
     again_s: dict[str, float] = {}
     for request in requests:
@@ -148,17 +150,17 @@ def outage_ms(requests: Iterable[Request], since_s: float) -> float | None:
 
 
 def waited(requests: Iterable[Request]) -> list[Request]:
-    """The requests that were answered, but not at once."""
+    """Return the requests that were answered, but not at once."""
     return [r for r in requests if not r.failed and r.latency_ms >= AT_ONCE_MS]
 
 
 def latency_ms(requests: Iterable[Request], share: float) -> float:
-    """The latency that this share (0 to 1) of the answered requests stayed within."""
+    """Return the latency that this share (0 to 1) of the answered requests stayed within."""
     return _quantile((request.latency_ms for request in requests if not request.failed), share)
 
 
 def first_token_ms(prompts: Iterable[Prompt], share: float) -> float:
-    """The time to first token that this share (0 to 1) of the prompts stayed within."""
+    """Return the time to first token that this share (0 to 1) of the prompts stayed within."""
     found = (prompt.first_token_ms for prompt in prompts)
     return _quantile((value for value in found if value is not None), share)
 
@@ -169,12 +171,12 @@ def _quantile(found: Iterable[float], share: float) -> float:
 
 
 def slowest_ms(requests: Iterable[Request]) -> float:
-    """The longest that an answered request took."""
+    """Return the longest time of an answered request."""
     return latency_ms(requests, 1.0)
 
 
 def open_at(events: Iterable[Held], at_s: float) -> dict[int, str]:
-    """The held connections that are open at a moment, and the backend of each."""
+    """Return the held connections that are open at a moment, and the backend of each."""
     found: dict[int, str] = {}
     for event in sorted(events, key=lambda e: e.at_s):
         if event.at_s > at_s:
@@ -187,5 +189,5 @@ def open_at(events: Iterable[Held], at_s: float) -> dict[int, str]:
 
 
 def held_in(events: Iterable[Held], kind: str, start_s: float, end_s: float) -> list[Held]:
-    """The events of one kind (opened, finished, broke, refused, moved) in that time."""
+    """Return the events of one kind (opened, finished, broke, refused, moved) in that time."""
     return [event for event in events if event.event == kind and start_s <= event.at_s < end_s]

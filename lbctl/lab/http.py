@@ -1,4 +1,4 @@
-"""Decides what the lab's servers understand of HTTP/1.1: requests, and the heads of answers."""
+"""Decides which part of HTTP/1.1 the lab's servers understand: requests, and heads of answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a server wants to know of a request."""
+    """The parts of a request that a server needs."""
 
     method: str
     path: str
@@ -70,7 +70,7 @@ def _header(line: str) -> tuple[str, str]:
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[Request, bytes]:
-    """The next request of a connection and its body; raises BadRequestError."""
+    """Read the next request of a connection and its body; raises BadRequestError."""
     try:
         async with asyncio.timeout(IDLE_TIMEOUT_S):
             request = parse_request(await reader.readuntil(b"\r\n\r\n"))
@@ -82,7 +82,7 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[Request, bytes]:
 def answer_head(
     name: str, status: int, framing: str, keep_alive: bool, content_type: str = TEXT
 ) -> bytes:
-    """The head of an answer of the server called ``name``, with the empty line."""
+    """Return the head of an answer of the server called ``name``, with the empty line."""
     connection = "keep-alive" if keep_alive else "close"
     return (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\n"
@@ -96,11 +96,11 @@ def answer_head(
 def answer(
     name: str, status: int, body: bytes, keep_alive: bool, content_type: str = TEXT
 ) -> bytes:
-    """A whole answer."""
+    """Return a whole answer."""
     framing = f"Content-Length: {len(body)}"
     return answer_head(name, status, framing, keep_alive, content_type) + body
 
 
 def chunk(data: bytes) -> bytes:
-    """A part of a chunked answer."""
+    """Return a part of a chunked answer."""
     return b"%x\r\n%s\r\n" % (len(data), data)

@@ -1,4 +1,4 @@
-"""Decides when a signal that asks a command to leave is heeded, so that every clean-up is whole."""
+"""Decides when a command reacts to a signal to end, so that every clean-up is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ type _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked us to leave; the text is the signal's name."""
+    """A signal asked the command to end; the text is the signal's name."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,9 +24,9 @@ class Interrupted(KeyboardInterrupt):
 class Guard:
     """While entered, signals wait; only within ``interruptible`` does the first one raise.
 
-    So a clean-up after it is not cut short by an impatient second Ctrl-C, and there is no gap
-    between the two in which a signal could do harm. A signal that still waits at the end, and
-    does not only repeat one that was heeded, is sent again.
+    So an impatient second Ctrl-C does not cut the clean-up short, and there is no gap between the
+    two in which a signal could do harm. A signal that still waits at the end is sent again, unless
+    it only repeats one that was handled.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Guard:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Work that may be left at any point, by Interrupted."""
+        """Enter a section that Interrupted may leave at any point."""
         try:
             self._heeding = True
             if self._waiting is not None:

@@ -1,4 +1,4 @@
-"""Decides what each step of the demo has shown, from the load generator's records alone."""
+"""Decides what each step of the demo has shown, from the load generators' records alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from lbctl.lab import figures
 from lbctl.lab.figures import Held, Prompt, Request
 
-# A share may be off by so many standard deviations of what chance gives with so many requests.
+# How many standard deviations of chance a share may be off.
 DEVIATIONS = 4
-# A throttled engine gets at most this part of its former share. By its speed it is a quarter;
-# the rest is room for chance, and for what least-load sends to engines that have nothing to do.
+# A throttled engine gets at most this part of its former share. By its speed it would be a quarter;
+# the rest is room for chance, and for requests that least-load sends to idle engines.
 LESS = 0.8
 
 
@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a step found: sentences for the reader, figures, and what is not as it should be."""
+    """The result of a step: sentences for the reader, figures, and problems."""
 
     lines: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Window:
     start_s: float
     end_s: float
     requests: Sequence[Request]
-    held: Sequence[Held]  # of all time, since what is open now was opened before
+    held: Sequence[Held]  # of all time, because connections that are open now were opened before
 
     @property
     def failed(self) -> list[Request]:
@@ -67,12 +67,12 @@ class Window:
         return figures.failures(self.requests)
 
     def events(self, event: str) -> list[Held]:
-        """The events of one kind."""
+        """Return the events of one kind."""
         return figures.held_in(self.held, event, self.start_s, self.end_s)
 
 
 def spread(window: Window, weights: Mapping[str, int]) -> Outcome:
-    """Each backend should have had the share that its weight promises."""
+    """Judge whether each backend had the share that its weight promises."""
     counts = figures.answered_by(window.requests)
     actual, promised = figures.shares(counts), figures.shares(weights)
     gap = figures.widest_gap(promised, actual)
@@ -98,10 +98,10 @@ def spread(window: Window, weights: Mapping[str, int]) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """The prompts of before and after an engine became slow.
+    """The prompts before and after an engine became slow.
 
-    ``adapted``: when the balancer had had time to notice. ``by_weight``: with the engine as
-    slow, through a service that looks at weights alone.
+    ``adapted``: prompts from the time when the balancer should have noticed. ``by_weight``: with
+    the engine equally slow, through a service that uses weights alone.
     """
 
     before: Sequence[Prompt]
@@ -111,7 +111,7 @@ class Throttled:
 
 
 def throttle(phases: Throttled, backend: str) -> Outcome:
-    """The slow engine gets less than before, and prompts wait less than by weight alone."""
+    """Judge whether the slow engine gets less than before, and prompts wait less than by weight."""
     outcome = Outcome()
     named = {
         "before": phases.before,
@@ -123,7 +123,7 @@ def throttle(phases: Throttled, backend: str) -> Outcome:
     for name, prompts in named.items():
         median_ms = figures.first_token_ms(prompts, 0.5)
         slow_ms = figures.first_token_ms(prompts, 0.99)
-        slowest[name] = figures.first_token_ms(prompts, 0.9)  # a single late one decides nothing
+        slowest[name] = figures.first_token_ms(prompts, 0.9)  # one late prompt decides nothing
         shares[name] = figures.shares(figures.answered_by(prompts)).get(backend, 0.0)
         outcome.say(
             f"{name:15}: {100 * shares[name]:2.0f} % of the prompts to {backend},"
@@ -132,7 +132,7 @@ def throttle(phases: Throttled, backend: str) -> Outcome:
         outcome.count(f"GPU throttled: first token, median, {name}", median_ms, "ms")
         outcome.count(f"GPU throttled: first token, 99 %, {name}", slow_ms, "ms")
         outcome.count(f"GPU throttled: share of prompts to it, {name}", 100 * shares[name], "%")
-        # The last answers by weight alone may still be computed: they are left out, in its favour.
+        # The last answers by weight alone may still be computed: leaving them out favours it.
         failed = [prompt for prompt in prompts if prompt.error]
         kinds = ", ".join(sorted({str(prompt.error) for prompt in failed}))
         outcome.require(not failed, f"{name}: {len(failed)} prompts failed ({kinds})")
@@ -148,7 +148,7 @@ def throttle(phases: Throttled, backend: str) -> Outcome:
 
 
 def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Outcome:
-    """Requests may fail until the death is noticed, and nothing of other backends may break.
+    """Judge a kill: requests may fail until it is noticed; other backends must not be affected.
 
     ``window`` begins at the kill; ``calm``: failures had ended by its end; ``back_ms``: when
     the backend, started again, got its first request.
@@ -168,7 +168,7 @@ def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Out
     outcome.count("backend killed: last new connection to it after", until_ms, "ms")
     outcome.count("backend killed: requests failed until then", len(failed))
     outcome.count("backend killed: connections of other backends broken", len(others))
-    # The dead server's kernel refuses at once; a timeout would have another cause.
+    # The dead server's kernel refuses at once; a timeout would have a different cause.
     hung = sum(request.error not in {"refused", "reset", "closed"} for request in failed)
     outcome.require(not hung, f"{hung} requests were not refused, but got no answer")
     outcome.require(calm, f"requests still fail {window.end_s - window.start_s:.0f} s later")
@@ -181,9 +181,9 @@ def kill(window: Window, backend: str, calm: bool, back_ms: float | None) -> Out
 
 
 def drain(window: Window, backend: str, drained_s: float) -> Outcome:
-    """What was open ends well or is still served, and nothing new comes once it is drained.
+    """Judge a drain: open connections end well or are still served, and no new ones come.
 
-    ``window`` begins with the command; ``drained_s``: it was done.
+    ``window`` begins with the command; ``drained_s``: when it was done.
     """
     theirs = {
         number
@@ -212,7 +212,7 @@ def drain(window: Window, backend: str, drained_s: float) -> Outcome:
 
 
 def add(window: Window, backend: str) -> Outcome:
-    """The backend gets requests, and none fails; ``window`` begins with the command."""
+    """Judge whether the backend gets requests, and none fails; ``window`` begins at the command."""
     first_ms = figures.first_answer_ms(window.requests, backend, window.start_s)
     outcome = Outcome()
     outcome.require_no_failure(window.failed)
@@ -228,7 +228,7 @@ def add(window: Window, backend: str) -> Outcome:
 
 
 def restart(window: Window, ready_s: float, away_s: float) -> Outcome:
-    """Nobody notices that the agent was gone, ``away_s`` of the time on purpose."""
+    """Judge whether the missing agent went unnoticed; it was away on purpose for ``away_s``."""
     held = len(figures.open_at(window.held, window.start_s))
     broken, moved = window.events("broke"), window.events("moved")
     ready_ms = 1000 * (ready_s - window.start_s - away_s)
@@ -251,7 +251,7 @@ def restart(window: Window, ready_s: float, away_s: float) -> Outcome:
 
 
 def reload(window: Window, times: int) -> Outcome:
-    """No request and no open connection notices a new configuration."""
+    """Judge whether no request and no open connection notices a new configuration."""
     lost = len(window.events("broke")) + len(window.events("moved"))
     outcome = Outcome()
     outcome.say(
@@ -268,9 +268,9 @@ def reload(window: Window, times: int) -> Outcome:
 def die(
     window: Window, outage_ms: float | None, roles: Mapping[str, str | None], successor: str
 ) -> Outcome:
-    """Requests fail only while nobody is master, and what is open goes on at its backend.
+    """Judge a takeover: requests fail only without a master, and connections keep their backend.
 
-    ``window`` begins as the master's cable was cut; ``outage_ms``: until the VIPs answered.
+    ``window`` begins when the master's cable was cut; ``outage_ms``: until the VIPs answered.
     """
     outcome = Outcome()
     outcome.require(outage_ms is not None, "no balancer took the VIPs over")
@@ -294,7 +294,7 @@ def die(
 def come_back(
     window: Window, back_s: float, roles: Mapping[str, str | None], master: str
 ) -> Outcome:
-    """Nobody notices that a balancer takes its place again; ``window`` begins with its start."""
+    """Judge whether the return of a balancer goes unnoticed; ``window`` begins with its start."""
     back_ms = 1000 * (back_s - window.start_s)
     outcome = Outcome()
     outcome.say(f"it was master {back_ms:,.0f} ms after its start, with the flows of the other")
@@ -309,7 +309,7 @@ def come_back(
 
 
 def _held_on(outcome: Outcome, window: Window, what: str) -> None:
-    """What was open as the window began may neither break nor move."""
+    """Require that connections that were open when the window began neither break nor move."""
     held = len(figures.open_at(window.held, window.start_s))
     broken, moved = window.events("broke"), window.events("moved")
     outcome.say(f"of {held} open connections {len(broken)} broke, {len(moved)} moved")

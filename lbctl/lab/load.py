@@ -37,12 +37,12 @@ REOPEN_PAUSE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What load to make."""
+    """The load to make."""
 
     targets: tuple[Target, ...]
     rate_per_s: float = 100.0
     workers: int = 16
-    keep_alive: int = 0  # held connections that ask again and again
+    keep_alive: int = 0  # held connections that send repeated requests
     streams: int = 0  # held connections that each read one long answer
     every_s: float = 0.2  # between the requests of a keep-alive connection
     stream_s: float = 3.0
@@ -59,7 +59,7 @@ class Generator:
         self._leaving = asyncio.Event()
 
     def leave(self) -> None:
-        """Begin no new request; those that wait for an answer get it, or fail by timeout."""
+        """Begin no new request; requests in progress get their answer, or fail by timeout."""
         self._leaving.set()
 
     async def run(self) -> None:
@@ -83,7 +83,7 @@ class Generator:
                 task.cancel()
 
     async def _worker(self, index: int) -> None:
-        # A worker that falls behind leaves requests out: the rate is a bound, not a debt.
+        # A worker that falls behind skips requests: the rate is an upper bound.
         period_s = self._plan.workers / self._plan.rate_per_s
         due = time.monotonic() + period_s * index / self._plan.workers
         for turn in itertools.count(index):
@@ -148,7 +148,7 @@ def _request(
 
 
 class _Holding:
-    """Tells the story of one held connection."""
+    """Records the events of one held connection."""
 
     def __init__(self, number: int, kind: str, target: str, emit: Callable[[Record], None]) -> None:
         self.backend: str | None = None
@@ -158,7 +158,7 @@ class _Holding:
         self._emit = emit
 
     def answered(self, backend: str | None) -> None:
-        """A backend answered on the connection."""
+        """Record that a backend answered on the connection."""
         if backend != self.backend:
             before, self.backend = self.backend, backend
             self.event("moved" if before else "opened", f"was on {before}" if before else None)
@@ -200,7 +200,7 @@ class Tally:
         write(record)
 
     def summary(self) -> str:
-        """The last line."""
+        """Return the last line of the output."""
         return json.dumps(
             {
                 "record": "summary",
@@ -227,13 +227,13 @@ async def generate(plan: Plan, tally: Tally, duration_s: float | None) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     command_line = parser("lbctl.lab.load", __doc__, timeout_s=5.0)
     add = command_line.add_argument
     count, amount = number(int, or_zero=True), number(float, or_zero=True)
     add("--rate", type=amount, default=100.0, help="new connections per second, all together")
     add("--workers", type=number(int), default=16, help="how many requests may be open at once")
-    add("--keep-alive", type=count, default=0, help="connections held open, asking again")
+    add("--keep-alive", type=count, default=0, help="connections held open, with repeated requests")
     add("--streams", type=count, default=0, help="connections held open, reading a long answer")
     add("--stream-seconds", type=amount, default=3.0, help="length of the long answers")
     options = command_line.parse_args()

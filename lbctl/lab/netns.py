@@ -1,4 +1,4 @@
-"""Owns what the lab does to network namespaces: making, entering, configuring, removing them."""
+"""Owns the lab's operations on network namespaces: making, entering, configuring, removing them."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class LabError(SteelyardError):
 
 
 def path(namespace: str) -> Path:
-    """The file that stands for a namespace."""
+    """Return the file of a namespace."""
     return NETNS_DIR / namespace
 
 
 def names() -> list[str]:
-    """The named network namespaces of this machine."""
+    """Return the named network namespaces of this machine."""
     return sorted(entry.name for entry in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
 
 
 def entering(namespace: str) -> list[str]:
-    """The words that make a command run in a namespace.
+    """Return the command prefix that runs a command in a namespace.
 
-    Not ``ip netns exec``: that mounts a new /sys and so hides /sys/fs/bpf.
+    It is not ``ip netns exec``, which mounts a new /sys and so hides /sys/fs/bpf.
     """
     return ["nsenter", f"--net={path(namespace)}", "--"]
 
 
 @contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """Put the calling thread into a namespace for a while."""
+    """Move the calling thread into a namespace for the duration of the context."""
     with Path("/proc/thread-self/ns/net").open() as home, path(namespace).open() as target:
         os.setns(target.fileno(), os.CLONE_NEWNET)
         try:
@@ -54,7 +54,7 @@ def inside(namespace: str) -> Iterator[None]:
 
 
 def ip(commands: Sequence[str], namespace: str | None = None) -> None:
-    """Run ``ip`` commands in one go; raises LabError with the kernel's words."""
+    """Run ``ip`` commands in one go; raises LabError with the kernel's message."""
     where = ["-n", namespace] if namespace else []
     result = subprocess.run(
         ["ip", *where, "-batch", "-"],
@@ -62,7 +62,7 @@ def ip(commands: Sequence[str], namespace: str | None = None) -> None:
         capture_output=True,
         text=True,
         check=False,
-        start_new_session=True,  # a clean-up goes on whatever is typed meanwhile
+        start_new_session=True,  # so that Ctrl-C does not interrupt a clean-up
     )
     if result.returncode != 0:
         raise LabError(

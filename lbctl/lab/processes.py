@@ -1,6 +1,6 @@
-"""Owns the lab's processes: starts them detached, finds them again, stops them and no others.
+"""Owns the lab's processes: starts them detached, finds them again, and stops only them.
 
-Every process of a lab carries the lab's folder in its environment. A pid file is believed only
+Every process of a lab carries the lab's folder in its environment. A pid file is only trusted
 if the process it names has that mark, and a process without a pid file is still found by it.
 """
 
@@ -20,17 +20,17 @@ from lbctl.lab import netns
 
 _EXEC_POLLS, _EXEC_POLL_S = 100, 0.005
 MARK = "STEELYARD_LAB_RUN"
-_SOURCES = Path(__file__).resolve().parents[2]  # where the package lbctl lies
+_SOURCES = Path(__file__).resolve().parents[2]  # the folder of the package lbctl
 
 
 def program(name: str, module: str) -> list[str]:
-    """How to start one of the project's commands: the one installed with this interpreter."""
+    """Return the command for one of the project's programs, as installed with this interpreter."""
     installed = Path(sys.executable).parent / name
     return [str(installed)] if installed.exists() else [sys.executable, "-m", module]
 
 
 def environment(run_dir: Path | None = None) -> dict[str, str]:
-    """The environment of a child; with ``run_dir``, marked as a process of that lab."""
+    """Return the environment of a child; with ``run_dir``, marked as a process of that lab."""
     search = [str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
     mark = {MARK: str(run_dir)} if run_dir else {}
     return {**os.environ, "PYTHONPATH": os.pathsep.join(search), **mark}
@@ -55,7 +55,7 @@ def start(
 
 
 def belongs(pid: int, run_dir: Path) -> bool:
-    """Whether a process runs (is no zombie) and carries the lab's mark."""
+    """Return whether a process runs (is not a zombie) and carries the lab's mark."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -64,7 +64,7 @@ def belongs(pid: int, run_dir: Path) -> bool:
 
 
 def pid_of(run_dir: Path, name: str) -> int | None:
-    """The pid of the lab's process of that name; None if it does not run."""
+    """Return the pid of the lab's process of that name; None if it does not run."""
     try:
         pid = int((run_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
@@ -77,7 +77,7 @@ def pid_of(run_dir: Path, name: str) -> int | None:
             return None
         if variables or state in "ZX":
             return pid if _mark(run_dir) in variables.split(b"\0") else None
-        time.sleep(_EXEC_POLL_S)  # for a moment of execve(2) a process shows no environment
+        time.sleep(_EXEC_POLL_S)  # for a moment during execve(2) a process shows no environment
     return None
 
 
@@ -86,13 +86,13 @@ def _mark(run_dir: Path) -> bytes:
 
 
 def find(run_dir: Path) -> set[int]:
-    """The pids of all processes of the lab."""
+    """Return the pids of all processes of the lab."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
     return {pid for pid in pids if belongs(pid, run_dir)}
 
 
 def stop(run_dir: Path, pids: Iterable[int], grace_s: float = 3.0) -> None:
-    """End processes of the lab, by SIGTERM, then by SIGKILL; returns when they are gone."""
+    """End processes of the lab, by SIGTERM, then by SIGKILL; return when they are gone."""
     handles = _open_handles(run_dir, pids)
     try:
         for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
@@ -105,7 +105,7 @@ def stop(run_dir: Path, pids: Iterable[int], grace_s: float = 3.0) -> None:
 
 
 def kill(run_dir: Path, *names: str) -> float:
-    """SIGKILL the lab's processes of these names; returns the moment (monotonic seconds)."""
+    """SIGKILL the lab's processes of these names; return the moment (monotonic seconds)."""
     with _handles(run_dir, names) as handles:
         at_s = _send_all(handles, signal.SIGKILL)
         _await_end(handles, 5.0)
@@ -113,20 +113,20 @@ def kill(run_dir: Path, *names: str) -> float:
 
 
 def freeze(run_dir: Path, *names: str) -> float:
-    """Stop the lab's processes where they are, until ``thaw``; returns the moment."""
+    """Freeze the lab's processes of these names until ``thaw``; return the moment."""
     with _handles(run_dir, names) as handles:
         return _send_all(handles, signal.SIGSTOP)
 
 
 def thaw(run_dir: Path, *names: str) -> float:
-    """Let frozen processes go on; returns the moment (monotonic seconds)."""
+    """Let frozen processes go on; return the moment (monotonic seconds)."""
     with _handles(run_dir, names) as handles:
         return _send_all(handles, signal.SIGCONT)
 
 
 @contextmanager
 def _handles(run_dir: Path, names: Sequence[str]) -> Iterator[dict[int, int]]:
-    """The processes of these names, opened; raises LabError if one does not run."""
+    """Yield pidfds of the processes of these names; raises LabError if one does not run."""
     pids = {name: pid_of(run_dir, name) for name in names}
     handles = _open_handles(run_dir, filter(None, pids.values()))
     try:
@@ -149,7 +149,7 @@ def _send_all(handles: Mapping[int, int], number: signal.Signals) -> float:
 
 
 def _open_handles(run_dir: Path, pids: Iterable[int]) -> dict[int, int]:
-    # A pidfd keeps meaning the same process, so the mark is looked at after it is opened.
+    # A pidfd always refers to the same process, so the mark is checked after it is opened.
     handles: dict[int, int] = {}
     for pid in pids:
         try:
@@ -171,7 +171,7 @@ def _send(handle: int, number: signal.Signals) -> None:
 
 
 def _await_end(handles: dict[int, int], patience_s: float) -> None:
-    """Wait for the ends; those that came are closed and taken out of ``handles``."""
+    """Wait for processes to end; close and remove ended ones from ``handles``."""
     deadline = time.monotonic() + patience_s
     while handles and (left_s := deadline - time.monotonic()) > 0:
         poll = select.poll()

@@ -35,14 +35,14 @@ from lbctl.lab.figures import Prompt
 PATH = "/v1/chat/completions"
 MAX_OPEN = 1000
 _BYTES_PER_TOKEN = 5
-# Of the lengths: log-normal, as prompts of conversations are about, with both ends cut off.
+# Lengths are log-normal, like prompts of conversations, with both ends cut off.
 _SPREAD = 0.8
 _SHORTEST, _LONGEST = 0.05, 4.0  # times the median
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What load to make; lengths are medians."""
+    """The load to make; lengths are medians."""
 
     targets: tuple[Target, ...]
     rate_per_s: float
@@ -52,13 +52,13 @@ class Plan:
 
 
 def length(median: int, draw: random.Random) -> int:
-    """How many tokens the next prompt or answer has."""
+    """Return the number of tokens of the next prompt or answer."""
     drawn = draw.lognormvariate(math.log(median), _SPREAD)
     return max(1, round(min(max(drawn, _SHORTEST * median), _LONGEST * median)))
 
 
 def request_body(prompt_tokens: int, answer_tokens: int) -> bytes:
-    """A chat request with a prompt of so many tokens."""
+    """Return a chat request with a prompt of that many tokens."""
     text = "word " * (prompt_tokens * _BYTES_PER_TOKEN // 5)
     document = {
         "messages": [{"role": "user", "content": text}],
@@ -103,7 +103,7 @@ def _ms(seconds: float) -> float:
 
 
 async def generate(plan: Plan, emit: Callable[[Prompt], None], duration_s: float | None) -> None:
-    """Make the load until the time is over, or until SIGTERM or SIGINT; what is open ends."""
+    """Make the load until the time is over, or until SIGTERM or SIGINT; open requests then end."""
     leaving = leaving_on_signals()
     draw = random.Random()  # noqa: S311
     loop = asyncio.get_running_loop()
@@ -129,11 +129,11 @@ async def generate(plan: Plan, emit: Callable[[Prompt], None], duration_s: float
         await within(min(due_s, end_s) - loop.time(), leaving.wait())
     if open_now:
         await asyncio.wait(open_now)
-        await asyncio.sleep(0)  # their callbacks
+        await asyncio.sleep(0)  # lets their callbacks run
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     command_line = parser("lbctl.lab.prompts", __doc__, timeout_s=30.0)
     add = command_line.add_argument
     add("--rate", type=number(float), default=10.0, help="prompts per second")

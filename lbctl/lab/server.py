@@ -30,7 +30,7 @@ MAX_CHUNKS = 100_000
 
 
 def slow_parameters(query: dict[str, list[str]]) -> tuple[float, int]:
-    """Seconds and number of chunks of a streamed answer; raises BadRequestError."""
+    """Return the seconds and the number of chunks of a streamed answer; raises BadRequestError."""
     try:
         seconds = float(query.get("seconds", ["1"])[0])
         chunks = int(query.get("chunks", ["10"])[0])
@@ -42,19 +42,19 @@ def slow_parameters(query: dict[str, list[str]]) -> tuple[float, int]:
 
 
 class Connection(asyncio.StreamReaderProtocol):
-    """A client's connection; ``on_gone`` is called when the client hangs up."""
+    """A client's connection; ``on_gone`` is called when the client closes it."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(asyncio.StreamReader(limit=MAX_HEADER_BYTES), server.serve_connection)
         self.on_gone: Callable[[], None] | None = None
 
     def eof_received(self) -> bool | None:
-        """The client sends no more: a half-close is rare enough to be taken for hanging up."""
+        """Treat the client's half-close as a close; real half-closes are rare enough."""
         self._gone()
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has reset the connection, or we have closed it."""
+        """Handle that the client has reset the connection, or that we have closed it."""
         self._gone()
         super().connection_lost(exc)
 
@@ -89,7 +89,7 @@ class Server:
             await writer.wait_closed()
 
     def refusal(self, error: BadRequestError) -> bytes:
-        """The answer to a request that cannot be served."""
+        """Return the answer to a request that cannot be served."""
         return answer(self.name, error.status, f"{error}\n".encode(), keep_alive=False)
 
     async def respond(self, request: Request, _body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -132,16 +132,16 @@ async def serve(server: Server, host: str | None, ports: Sequence[int]) -> None:
 
 
 def parser(module: str, about: str | None) -> argparse.ArgumentParser:
-    """The options that every server of the lab has."""
+    """Return a parser with the options that every server of the lab has."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
-    made.add_argument("--name", required=True, help="what the server answers with")
+    made.add_argument("--name", required=True, help="the name with which the server answers")
     made.add_argument("--host", default=None, help="address to listen on (default: all)")
     made.add_argument("--port", type=int, action="append", help="may be given again (default: 80)")
     return made
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     options = parser("lbctl.lab.server", __doc__).parse_args()
     asyncio.run(serve(Server(options.name), options.host, options.port or [80]))
 

@@ -1,4 +1,4 @@
-"""Decides how the options of a lab are kept, so that later commands find what was built."""
+"""Decides how the options of a lab are saved, so that later commands find what was built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbctl.lab.topology import Lab
 
 
 def to_document(lab: Lab) -> dict[str, object]:
-    """The options of a lab as JSON values; ``from_document`` reads them back."""
+    """Return the options of a lab as JSON values; ``from_document`` reads them back."""
     return {
         key: value.value if isinstance(value, enum.Enum) else value
         for key, value in asdict(lab).items()
@@ -20,7 +20,7 @@ def to_document(lab: Lab) -> dict[str, object]:
 
 
 def from_document(document: Mapping[str, object]) -> Lab:
-    """A lab from what ``to_document`` wrote; raises ConfigError on anything else."""
+    """Return a lab from what ``to_document`` wrote; raises ConfigError on anything else."""
     try:
         return Lab(
             name=str(document["name"]),

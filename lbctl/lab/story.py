@@ -21,11 +21,11 @@ ENGINES = ("h100", "h100", "a100", "h100")
 TIME_SCALE = 10.0  # so that a few seconds have enough prompts for a p99
 KILLED, DRAINED, ADDED, THROTTLED = "be1", "be2", "be4", "be1"
 SLOW = 4.0
-# Half of what the engines can do, and of the throttled one more than it can by its weight.
+# Half of what the engines can do; for the throttled one more than it can do by its weight.
 PROMPTS_PER_S, PROMPT_TOKENS, ANSWER_TOKENS = 60.0, 800, 40
 STREAM_S = 3.0
 AWAY_S = 2.0
-PATIENCE_S = 60.0  # a busy host takes its time
+PATIENCE_S = 60.0  # enough for a busy host
 RELOADS = 6
 BALANCERS = 2
 MASTER, SUCCESSOR = "lb1", "lb2"
@@ -46,11 +46,11 @@ class Stage:
         return self.lab.nodes(Role.BALANCER)
 
     def lbctl(self, *words: str) -> None:
-        """Run ``lbctl`` on every agent; raises LabError with what it said."""
+        """Run ``lbctl`` on every agent; raises LabError with its error message."""
         self.everywhere(self._lbctl, *words)
 
     def everywhere[*T](self, act: Callable[[Node, *T], None], *about: *T) -> None:
-        """Do something to every balancer, side by side."""
+        """Do something to every balancer in parallel."""
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(act, node, *about) for node in self.balancers]:
                 done.result()
@@ -71,7 +71,7 @@ class Stage:
             )
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Look again and again until the condition holds; False: it did not in that time."""
+        """Check repeatedly until the condition holds; False: it did not within that time."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline or not self.traffic.running:
@@ -80,12 +80,14 @@ class Stage:
         return True
 
     def window(self, start_s: float, end_s: float) -> Window:
-        """The traffic of that time, once all of it is reported."""
+        """Return the traffic of that time, once all of it is reported."""
         self.traffic.settled(end_s)
         return Window(start_s, end_s, self.traffic.requests(start_s, end_s), self.traffic.held())
 
     def first_answer_ms(self, backend: str, since_s: float) -> float | None:
-        """Wait until a backend gets a request; milliseconds since ``since_s``, None for never."""
+        """Wait until a backend gets a request; return the milliseconds since ``since_s``; None:
+        never.
+        """
 
         def first() -> float | None:
             return figures.first_answer_ms(self.traffic.requests(since_s), backend, since_s)
@@ -96,7 +98,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One chapter: what the reader sees first, and what is done."""
+    """One chapter: its title for the reader, and its action."""
 
     title: str
     act: Callable[[Stage], Outcome]
@@ -123,7 +125,7 @@ def throttle(stage: Stage) -> Outcome:
     stage.wait(lambda: bool(by_weight.prompts()), timeout_s=5)
     time.sleep(3.0)
     by_weight.leave()
-    # From here on what waits is served fast again: their times are at least what is measured.
+    # From here on waiting prompts are served fast again, so measured times are lower bounds.
     _throttle(stage.lab, 1.0)
     stage.prompts.stop()
     by_weight.stop()
@@ -138,7 +140,7 @@ def throttle(stage: Stage) -> Outcome:
 
 
 def _throttle(lab: Lab, slow: float) -> None:
-    """Have an engine run so many times slower than its GPU can."""
+    """Make an engine this many times slower than its GPU."""
     node = lab.node(THROTTLED)
     connection = http.client.HTTPConnection("127.0.0.1", lab.server_port, timeout=PATIENCE_S)
     try:
@@ -165,7 +167,7 @@ def kill(stage: Stage) -> Outcome:
 
     is_calm = stage.wait(calm, timeout_s=PATIENCE_S)
     window = stage.window(killed_s, time.monotonic())
-    # A request that was under way at the kill fails, too.
+    # A request that was in progress at the kill fails, too.
     stage.forgiven.append((killed_s - 0.2, window.end_s))
     build.start_server(stage.lab, stage.lab.node(KILLED))
     back_ms = stage.first_answer_ms(KILLED, time.monotonic())
@@ -187,7 +189,7 @@ def drain(stage: Stage) -> Outcome:
 
 
 def add(stage: Stage) -> Outcome:
-    """Add the backend that runs already but that no service names."""
+    """Add the backend that runs already but is in no service yet."""
     node = stage.lab.node(ADDED)
     asked_s = time.monotonic()
     for service in stage.lab.services:
@@ -233,7 +235,7 @@ def reload(stage: Stage) -> Outcome:
 
 
 def die(stage: Stage) -> Outcome:
-    """Kill all of the master and cut its cable; then somebody else has to be it."""
+    """Kill all of the master and cut its cable; another balancer has to become master."""
     lab, master = stage.lab, stage.lab.node(MASTER)
     cut_s = failover.strike(lab, master)
     failover.await_role(lab, lab.node(SUCCESSOR), failover.MASTER)
@@ -242,17 +244,17 @@ def die(stage: Stage) -> Outcome:
         return figures.outage_ms(stage.traffic.requests(cut_s), cut_s)
 
     stage.wait(lambda: outage_ms() is not None, timeout_s=PATIENCE_S)
-    # A client asks again after a second, and what is held open is heard of in that time.
+    # A client retransmits after a second, and held connections show an event within that time.
     time.sleep(2.0)
     window = stage.window(cut_s, time.monotonic())
     lasted_ms = outage_ms()
-    # A request that was under way as the cable was cut may fail, too.
+    # A request that was in progress when the cable was cut may fail, too.
     stage.forgiven.append((cut_s - 0.2, cut_s + (lasted_ms or 0.0) / 1000))
     return judge.die(window, lasted_ms, _roles(stage), SUCCESSOR)
 
 
 def come_back(stage: Stage) -> Outcome:
-    """Start the dead balancer again; it learns the flows, and takes its place by its priority."""
+    """Start the dead balancer again; it gets the flows, and takes its place by its priority."""
     lab, master = stage.lab, stage.lab.node(MASTER)
     started_s = time.monotonic()
     build.revive(lab, master)
@@ -264,7 +266,7 @@ def come_back(stage: Stage) -> Outcome:
 
 
 def _roles(stage: Stage) -> dict[str, str | None]:
-    """The role of each balancer."""
+    """Return the role of each balancer."""
     return {
         node.name: failover.summary(failover.roles(stage.lab, node)) for node in stage.balancers
     }

@@ -1,7 +1,7 @@
 """Decides what a lab consists of: its hosts, their addresses, and the agents' configuration.
 
-Everything here is computed from a handful of options and touches nothing; ``wiring`` says by
-which commands it comes about, and ``build`` runs them.
+Everything here is computed from a handful of options and touches nothing; ``wiring`` has the
+commands that create it, and ``build`` runs them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from agent.model import Address, Forward, Hook, Scheduler
 from lbctl.lab.engine.model import HARDWARE
 
 RUN_ROOT = Path("/run/steelyard")
-PIN_ROOT = Path("/sys/fs/bpf/steelyard")  # of every agent's tables, by instance
+PIN_ROOT = Path("/sys/fs/bpf/steelyard")  # the tables of every agent, by instance
 DEFAULT_NAME = "lab"
 NODE_INTERFACE = "eth0"
 BACK_INTERFACE = "eth1"  # of a balancer with two arms
 PORT = 80
 MAPPED_PORT = 8080  # where the servers of nat listen
-# The service for prompts, by the load of engines. All others are as without engines.
+# The service for prompts, with the engines' load. All others are as without engines.
 PROMPTS, ENGINE_PORT = "chat", 8000
 
 MAX_BALANCERS = 8
@@ -38,19 +38,19 @@ MAX_TIME_SCALE = 100.0
 CLIENT_MTU = 1500
 TUNNEL_MTU = 1600
 
-# Third part of the addresses: the network of clients and VIPs, and in nat and fullnat another
+# Third part of the addresses: the network of clients and VIPs, and in nat and fullnat a separate
 # one for the backends. Each has its bridge if the balancers have an arm for it.
 _FRONT, _BACK = 0, 1
 
 # Last part of the addresses. The IPv6 ones show the same digits: 10.99.0.101 and fd99::101.
-_VIP = 100  # and what balancers share in the network of the backends
+_VIP = 100  # and the addresses that balancers share in the network of the backends
 _FIRST_BALANCER = 11
 _FIRST_CLIENT = 21
 _FIRST_BACKEND = 101
 
 
 class Role(enum.Enum):
-    """What a namespace of the lab stands for."""
+    """What a namespace of the lab represents."""
 
     SWITCH = "switch"
     CLIENT = "client"
@@ -87,17 +87,17 @@ class Node:
 
     @property
     def ipv4(self) -> IPv4Address:
-        """The address by which others know it."""
+        """The address by which other hosts know it."""
         return next(a.ip for a in self.links[0].addresses if isinstance(a, IPv4Interface))
 
     @property
     def ipv6(self) -> IPv6Address:
-        """The address by which others know it."""
+        """The address by which other hosts know it."""
         return next(a.ip for a in self.links[0].addresses if isinstance(a, IPv6Interface))
 
     @property
     def mtu(self) -> int:
-        """Of its first interface."""
+        """The MTU of its first interface."""
         return self.links[0].mtu
 
 
@@ -113,10 +113,10 @@ class Service(NamedTuple):
 class Lab:
     """The options of a lab, and everything that follows from them.
 
-    ``spares`` are backends that run but that no service names yet. ``weights`` are those of
+    ``spares`` are backends that run but are in no service yet. ``weights`` are those of
     the first backends, the others have 100. ``arms`` 2: the balancers reach the backends of nat
-    and fullnat by a second interface. ``vlan``: all hosts speak in frames with that tag.
-    ``engines``: the servers behave like engines on these GPUs, given out in turn, ``time_scale``
+    and fullnat by a second interface. ``vlan``: all hosts send frames with that tag.
+    ``engines``: the servers behave like engines on these GPUs, assigned in turn, ``time_scale``
     times faster than real ones.
     """
 
@@ -135,7 +135,7 @@ class Lab:
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        # The name is the start of namespace names and the name of a folder under /run.
+        # The name is a prefix of namespace names and the name of a folder under /run.
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", self.name):
             raise ConfigError(
                 f"{self.name!r} cannot be the name of a lab",
@@ -147,7 +147,7 @@ class Lab:
         _check_range("clients", self.clients, MAX_CLIENTS)
         if self.vlan is not None and not 1 <= self.vlan <= LAST_VLAN:
             raise ConfigError(
-                f"{self.vlan} is no VLAN", where="lab", remedy=f"use 1 to {LAST_VLAN}"
+                f"{self.vlan} is not a VLAN", where="lab", remedy=f"use 1 to {LAST_VLAN}"
             )
         if self.arms not in ((1, 2) if self.forward.is_nat else (1,)):
             raise ConfigError(
@@ -170,7 +170,7 @@ class Lab:
 
     @property
     def run_dir(self) -> Path:
-        """Where the lab keeps configuration, sockets, logs and pid files."""
+        """The folder for the lab's configuration, sockets, logs and pid files."""
         return RUN_ROOT / self.name
 
     @property
@@ -186,21 +186,21 @@ class Lab:
 
     @property
     def paired(self) -> bool:
-        """Whether there is more than one balancer, so that one can take another's place."""
+        """Whether there is more than one balancer, so that one can take over from another."""
         return self.balancers > 1
 
     @property
     def inside(self) -> tuple[Address, ...]:
-        """What backends know balancers by that take each other's place: it moves with the VIPs.
+        """The shared addresses by which backends know several balancers: they move with the VIPs.
 
-        In nat it is their gateway, in fullnat the source of what they are sent.
+        In nat they are the backends' gateway, in fullnat the source of their packets.
         """
         back = tuple(address.ip for address in _addresses(_BACK, _VIP))
         return back if self.paired and self.forward.is_nat else ()
 
     @property
     def server_port(self) -> int:
-        """Where the HTTP servers listen; in nat it is another port than the VIPs'."""
+        """The port of the HTTP servers; in nat it differs from the VIPs'."""
         return MAPPED_PORT if self.forward is Forward.NAT else PORT
 
     @property
@@ -211,12 +211,12 @@ class Lab:
         return (*web, Service(PROMPTS, vip4, ENGINE_PORT)) if self.engines else web
 
     def engine(self, backend: Node) -> str | None:
-        """The GPU of a backend's engine; None: it has the small server."""
+        """Return the GPU of a backend's engine; None: it has the small server."""
         index = self.nodes(Role.BACKEND).index(backend)
         return self.engines[index % len(self.engines)] if self.engines else None
 
     def nodes(self, *roles: Role) -> tuple[Node, ...]:
-        """The hosts of the given roles; of all roles if none is given."""
+        """Return the hosts of the given roles; of all roles if none is given."""
         wanted = roles or tuple(Role)
         balancers = [f"lb{i}" for i in range(1, self.balancers + 1)]
         clients = ["client", *(f"client{i}" for i in range(2, self.clients + 1))]
@@ -234,7 +234,7 @@ class Lab:
         )
 
     def node(self, name: str) -> Node:
-        """The host called ``be1`` or ``lab-be1``."""
+        """Return the host called ``be1`` or ``lab-be1``."""
         for node in self.nodes():
             if name in (node.name, node.namespace):
                 return node
@@ -244,28 +244,28 @@ class Lab:
         )
 
     def namespaces(self) -> tuple[str, ...]:
-        """Every namespace, the switch first."""
+        """Return every namespace, the switch first."""
         return (self.switch, *(node.namespace for node in self.nodes()))
 
     def weight(self, index: int) -> int:
-        """Configured weight of the backend with this index, from 0."""
+        """Return the configured weight of the backend with this index, from 0."""
         return self.weights[index] if index < len(self.weights) else 100
 
     def socket(self, balancer: Node) -> Path:
-        """The API socket of a balancer's agent."""
+        """Return the API socket of a balancer's agent."""
         return self.run_dir / f"{balancer.name}.sock"
 
     def config_path(self, balancer: Node) -> Path:
-        """The configuration file of a balancer's agent."""
+        """Return the configuration file of a balancer's agent."""
         return self.run_dir / f"{balancer.name}.yaml"
 
     def failover_socket(self, balancer: Node) -> Path:
-        """The socket of a balancer's failover process."""
+        """Return the socket of a balancer's failover process."""
         return socket_of(Failover(), self.socket(balancer))
 
     @property
     def key_file(self) -> Path:
-        """The secret that the balancers share."""
+        """The file with the secret that the balancers share."""
         return self.run_dir / "failover.key"
 
     def _node(self, name: str, role: Role, number: int) -> Node:
@@ -323,10 +323,10 @@ def _addresses(network: int, number: int) -> tuple[IPv4Interface, IPv6Interface]
 
 
 def owned_namespace(lab_name: str, namespace: str) -> bool:
-    """Whether a namespace of that name is one that a lab called ``lab_name`` makes."""
+    """Return whether a lab called ``lab_name`` makes a namespace of that name."""
     return bool(re.fullmatch(rf"{re.escape(lab_name)}-(switch|client\d*|lb\d+|be\d+)", namespace))
 
 
 def lab_command(name: str) -> str:
-    """How the lab of that name is spoken to: ``lbctl lab``, with its name if it needs one."""
+    """Return the command for the lab of that name: ``lbctl lab``, with its name if it needs one."""
     return "lbctl lab" if name == DEFAULT_NAME else f"lbctl lab --name {name}"

@@ -48,7 +48,7 @@ class _Generator:
             self._process.terminate()
 
     def stop(self) -> None:
-        """End the load and read what it still had to say."""
+        """End the load and read the remaining records."""
         if self._process is not None:
             self._process.terminate()
             self._reader.join(timeout=LEAVE_S)
@@ -87,7 +87,7 @@ class Traffic:
         )
 
     def stop(self) -> None:
-        """End the load and read what it still had to say."""
+        """End the load and read the remaining records."""
         self._generator.stop()
 
     @property
@@ -96,16 +96,16 @@ class Traffic:
         return self._generator.running
 
     def requests(self, start_s: float = 0.0, end_s: float = float("inf")) -> list[Request]:
-        """The requests started in that time, as far as they have ended."""
+        """Return the requests started in that time, as far as they have ended."""
         found = [record for record in self._generator.records[:] if isinstance(record, Request)]
         return figures.started_in(found, start_s, end_s)
 
     def held(self) -> list[Held]:
-        """Everything that happened to held connections."""
+        """Return all events of held connections."""
         return [record for record in self._generator.records[:] if isinstance(record, Held)]
 
     def settled(self, end_s: float) -> None:
-        """Wait until what was started before ``end_s`` has been reported."""
+        """Wait until everything that was started before ``end_s`` has been reported."""
         time.sleep(max(0.0, end_s + SETTLE_S - time.monotonic()))
 
 
@@ -128,10 +128,10 @@ class PromptTraffic:
         self._generator.leave()
 
     def stop(self) -> None:
-        """End the load; what is still open then is not reported."""
+        """End the load; requests that are still open then are not reported."""
         self._generator.stop()
 
     def prompts(self, start_s: float = 0.0, end_s: float = float("inf")) -> list[Prompt]:
-        """The prompts started in that time, as far as their answers have ended."""
+        """Return the prompts started in that time, as far as their answers have ended."""
         found = [record for record in self._generator.records[:] if isinstance(record, Prompt)]
         return figures.started_in(found, start_s, end_s)

@@ -7,20 +7,22 @@ from lbctl.lab.topology import CLIENT_MTU, Lab, Link, Node, Role
 
 
 def sysctls(role: Role) -> dict[str, str]:
-    """Kernel settings of a namespace, to be written before its interfaces are made.
+    """Return the kernel settings of a namespace, to be written before its interfaces are made.
 
-    Paths are relative to ``/proc/sys/net``; ``conf/default`` is what a new interface begins with.
+    Paths are relative to ``/proc/sys/net``; ``conf/default`` is the initial value for new
+    interfaces.
     """
     settings = {
-        # A lab host is no router, the balancers neither: what reaches a backend in nat and
-        # fullnat, and comes back, is carried by the balancer's program and not by the kernel.
-        # A namespace inherits forwarding from the machine that made it.
+        # A lab host is no router, and neither are the balancers: packets reach a backend in nat and
+        # fullnat, and come back, through the balancer's program and not through the kernel. A
+        # namespace inherits forwarding from the machine that made it.
         "ipv4/ip_forward": "0",
         "ipv6/conf/all/forwarding": "0",
-        # A VIP's answer comes from an address of lo, a decapsulated packet by another way.
+        # An answer from a VIP has an address of lo as its source, and a decapsulated packet arrives
+        # by another way.
         "ipv4/conf/all/rp_filter": "0",
         "ipv4/conf/default/rp_filter": "0",
-        # Addresses work at once, and nothing but the lab configures them.
+        # Addresses are usable at once, and only the lab configures them.
         "ipv6/conf/default/accept_dad": "0",
         "ipv6/conf/all/accept_dad": "0",
         "ipv6/conf/default/accept_ra": "0",
@@ -43,7 +45,7 @@ def sysctls(role: Role) -> dict[str, str]:
 
 
 def switch_commands(lab: Lab) -> list[str]:
-    """``ip`` commands, run in the switch's namespace, that lay every cable."""
+    """Return ``ip`` commands, run in the switch's namespace, that lay every cable."""
     links = [(node, link) for node in lab.nodes() for link in node.links]
     widest = max(link.mtu for _, link in links)
     commands = ["link set lo up"]
@@ -65,28 +67,28 @@ def switch_commands(lab: Lab) -> list[str]:
 def _join(lab: Lab, node: Node, link: Link) -> list[str]:
     commands = [f"link set {link.port} master {link.bridge} up"]
     if node.role is Role.BALANCER and lab.paired:
-        # A card drops frames for another MAC, XDP on a veth sees them: without this, what
-        # the bridge floods for a dead balancer would be balanced by the one beside it.
+        # A card drops frames for another MAC, but XDP on a veth sees them. Without this, the next
+        # balancer would balance frames that the bridge floods for a dead one.
         commands.append(f"link set {link.port} type bridge_slave flood off")
     return commands
 
 
 def cut_commands(node: Node, *, silent: bool) -> list[str]:
-    """``ip`` commands, run in the switch's namespace, that cut the cables of a host.
+    """Return ``ip`` commands, run in the switch's namespace, that cut the cables of a host.
 
-    ``silent``: the host sees them as they were, but the switch carries nothing.
+    ``silent``: the host sees its links up, but the switch carries nothing.
     """
     how = "nomaster" if silent else "down"
     return [f"link set {link.port} {how}" for link in node.links]
 
 
 def mend_commands(lab: Lab, node: Node) -> list[str]:
-    """``ip`` commands that undo either way of cutting."""
+    """Return ``ip`` commands that undo either kind of cut."""
     return [command for link in node.links for command in _join(lab, node, link)]
 
 
 def node_commands(lab: Lab, node: Node) -> list[str]:
-    """``ip`` commands, run in the node's namespace, that give it its addresses and routes."""
+    """Return ``ip`` commands, run in the node's namespace, that add its addresses and routes."""
     commands = ["link set lo up"]
     for link in node.links:
         commands.append(f"link set {link.interface} up")
@@ -110,13 +112,13 @@ def node_commands(lab: Lab, node: Node) -> list[str]:
     if node.role is Role.BACKEND and not lab.forward.is_nat:
         commands += _host_addresses(lab, "lo")
     if node.role is Role.BALANCER and lab.vlan is not None and not lab.paired:
-        # The agent puts VIPs on the interface, and neighbour discovery asks on the VLAN.
+        # The agent would put VIPs on the interface, but neighbour discovery asks on the VLAN.
         commands += _host_addresses(lab, node.links[0].device)
     return commands
 
 
 def _narrow_route(to: str, device: str) -> str:
-    """What goes to clients must fit their cables; on the way to backends there is more room."""
+    """Limit packets to clients to the MTU of their cables; the way to backends has more room."""
     return f"route add {to} dev {device} mtu {CLIENT_MTU}"
 
 
@@ -129,20 +131,21 @@ def _address_command(address: str, device: str) -> str:
 
 
 def ports_with_xdp(lab: Lab) -> list[str]:
-    """The switch's ports that need an XDP program, or what XDP sends to them is lost."""
+    """Return the switch's ports that need an XDP program to receive what XDP sends to them."""
     if lab.hook is not Hook.NATIVE:
         return []
     return [link.port for node in lab.nodes(Role.BALANCER) for link in node.links]
 
 
 def ports_with_tags_in_frames(lab: Lab) -> list[str]:
-    """The switch's ports that must hand over VLAN tags in the frame, where XDP looks for them.
+    """Return the switch's ports that must hand over VLAN tags in the frame, where XDP looks for
+    them.
 
-    A veth hands them over beside the frame; tc sees them there, XDP does not.
+    Otherwise a veth hands them over beside the frame; tc sees them there, XDP does not.
     """
     if lab.vlan is None:
         return []
-    # On a veth the agent takes auto for tc.
+    # On a veth the agent chooses tc for auto.
     xdp = [] if lab.hook in (Hook.TC, Hook.AUTO) else lab.nodes(Role.BALANCER)
     if lab.forward.is_tunnel:
         xdp = [*xdp, *lab.nodes(Role.BACKEND)]  # their decap is an XDP program

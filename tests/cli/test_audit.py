@@ -280,7 +280,7 @@ def test_a_broken_rule_comes_with_its_risk_and_its_remedy(audited):
     assert result.code == 0
     assert result.out == (
         "Security\n"
-        "  ✘ Clients have to show in a SYN flood that they exist.\n"
+        "  ✘ In a SYN flood, clients have to prove that they exist.\n"
         "    chat: syn_protection is off\n"
         "    A flood of forged SYNs reaches the servers, and fills\n"
         "    their backlogs.\n"

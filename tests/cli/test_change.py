@@ -156,7 +156,7 @@ def test_a_new_backend_says_everything_in_one_word(agent, run):
         ("service add chat --port 80 --vip 10.0.0.300", "not an IPv4 or IPv6 address"),
         ("service add chat --vip 10.0.0.10 --port 0", "1 to 65535, a range such as"),
         ("service add chat --vip 10.0.0.10 --port 90-80", "1 to 65535, a range such as"),
-        ("service add chat --vip 10.0.0.10/24 --port 80", "an address inside of 10.0.0.0/24"),
+        ("service add chat --vip 10.0.0.10/24 --port 80", "an address inside 10.0.0.0/24"),
         ("service add chat --vip 10.0.0.0/33 --port 80", "a prefix such as 192.0.2.0/24"),
         ("service add c --vip 10.0.0.1 --port 1 --backend gpu-1", "NAME=ADDRESS"),
         ("service add c --vip 10.0.0.1 --port 1 --backend a=10.0.0.2,wieght=1", "mean weight?"),
@@ -373,7 +373,7 @@ def test_whoever_waits_for_a_change_is_told_why(agent, run, monkeypatch):
 
     class Waiting(io.StringIO):
         def write(self, text: str) -> int:
-            if "still at it" in text:
+            if "still working" in text:
                 told.set()
             return super().write(text)
 
@@ -387,6 +387,6 @@ def test_whoever_waits_for_a_change_is_told_why(agent, run, monkeypatch):
     result = run("backend", "drain", "chat/gpu-1", stderr=(stderr := Waiting()))
     assert result.code == 0
     assert stderr.getvalue().splitlines() == [
-        "the agent is still at it: features that are new take a new program, compiled first",
+        "the agent is still working: a new feature needs a new program, which is being compiled",
         "done: 1 backend changed",
     ]

@@ -288,7 +288,7 @@ def test_vips_and_backends_of_the_file_are_compared_with_this_host(tmp_path, mon
     said = [str(finding) for finding in examine(facts(agent=agent), BALANCER)]
     assert any("10.0.0.10 is an address of this host itself" in text for text in said)
     assert any("backend gpu-1" in text and "192.0.2.250" in text for text in said)
-    assert any("the agent puts on eth0 at its start: 10.0.0.10" in text for text in said)
+    assert any("the agent will add them to eth0 at its start: 10.0.0.10" in text for text in said)
 
 
 def test_a_running_agent_is_asked_and_not_its_file(agent, run, tmp_path):

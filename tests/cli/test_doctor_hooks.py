@@ -92,7 +92,7 @@ def test_native_xdp_between_interfaces_needs_drivers_that_send():
     sends = dataclasses.replace(CARD, xdp_features=frozenset({"basic", "ndo-xmit"}))
     second = dataclasses.replace(CARD, name="eth1")
     ask = dataclasses.replace(BALANCER, others=("eth1",))
-    assert "out by eth1 with" in verdicts(facts(sends, second), ask)["redirect"].message
+    assert "out on eth1 with" in verdicts(facts(sends, second), ask)["redirect"].message
     able = dataclasses.replace(sends, name="eth1")
     assert "redirect" not in verdicts(facts(sends, able), ask)
     assert "redirect" not in verdicts(with_hook("tc", sends, second), ask)

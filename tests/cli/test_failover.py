@@ -33,7 +33,7 @@ def test_status_names_mismatches_the_process_and_the_flows(run) -> None:
     assert "MISMATCH web/ipv4: 10.0.0.2 has other VIPs (580 times, last 2s ago)" in out
     assert "failover process: pid 77, up 1h00m, scheduled in real time, memory not locked" in out
     assert "flow sync with 10.0.0.2 (edge-2): connected, lag 210ms; 1.0k flows sent" in out
-    assert "100 could not be taken" in out
+    assert "100 were not accepted" in out
 
 
 def test_what_this_node_cannot_do_is_no_mismatch(run, agent) -> None:

@@ -112,7 +112,7 @@ def test_unblocking_names_whom(run, agent) -> None:
     [
         (("block",), "Missing argument"),
         (("block", "198.51.100.300"), "not an IPv4 or IPv6 address"),
-        (("block", "198.51.100.7/24"), "is an address inside of 198.51.100.0/24"),
+        (("block", "198.51.100.7/24"), "is an address inside 198.51.100.0/24"),
         (("block", "198.51.100.7", "--for", "5 years"), "is not a time such as"),
         (("unblock", "x"), "not an IPv4 or IPv6 address"),
         (("test", "198.51.100.0/24"), "is not an IPv4 or IPv6 address"),

@@ -423,10 +423,10 @@ def test_the_name_of_a_lab_stands_before_or_after_the_command(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--engines", ""], "'' leaves a GPU empty; there are a100, h100"),
-        (["--engines", "h100,"], "'h100,' leaves a GPU empty; there are a100, h100"),
-        (["--engines", "h100, ,a100"], "leaves a GPU empty; there are a100, h100"),
-        (["--time-scale", "10"], "--time-scale goes with --engines"),
+        (["--engines", ""], "'' leaves a GPU empty; available: a100, h100"),
+        (["--engines", "h100,"], "'h100,' leaves a GPU empty; available: a100, h100"),
+        (["--engines", "h100, ,a100"], "leaves a GPU empty; available: a100, h100"),
+        (["--time-scale", "10"], "--time-scale needs --engines"),
     ],
 )
 def test_engines_are_asked_for_in_full_or_not_at_all(

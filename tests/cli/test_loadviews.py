@@ -108,7 +108,10 @@ def test_a_backend_says_what_engine_and_gpus_report(run, llm):
         "GPUs        GPU 0: throttled (hw_thermal_slowdown), 97.0% busy, clock 60.0%, 91 °C; GPU 1:"
         in out
     )
-    assert "weight x 1.42; 2400 bytes weigh as a connection (41.50 µs a waiting byte" in out
+    assert (
+        "weight x 1.42; 2400 bytes weigh as much as one connection (41.50 µs per waiting byte"
+        in out
+    )
 
 
 def test_impossible_values_and_models_outside_of_the_gpu_are_told(run, llm):
@@ -151,8 +154,8 @@ def test_a_service_says_how_many_are_compared_now(run, llm):
 
 def test_a_backend_says_what_it_lacks(run, llm):
     stale = run("backend", "show", "chat/gpu-2").out
-    assert "too old to count); no answer since: connection refused" in stale
-    assert "node-agent: the host has none; no answer since: no answer within 1 s\n" in stale
+    assert "too old to count); no answer since then: connection refused" in stale
+    assert "node-agent: the host has none; no answer since then: no answer within 1 s\n" in stale
     assert "nothing yet: too few answers" in stale
     nothing = run("backend", "show", "chat/gpu-3").out
     assert "engine      vllm: nothing yet\n" in nothing
@@ -270,9 +273,9 @@ HOMES: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({}, "new flows go to the backend that their client's address names, unless it has"),
+        ({}, "new flows go to the backend that their client's address selects, unless it has"),
         ({}, "it has 12.3 kB more waiting than another (until more is known)"),
-        ({"prefix": 24}, "that the first 24 bits of their client's address name, unless it has"),
+        ({"prefix": 24}, "that the first 24 bits of their client's address select, unless it has"),
         ({"escape": 12_340}, "more waiting than another (as configured)"),
         ({"known_ratio": 0.914}, "; 91% of requests came to a backend that knew their client"),
         ({"new_ms": 230.0, "known_ms": 41.0}, "than another (as learned)"),
@@ -315,7 +318,7 @@ def test_a_service_says_when_backends_are_ejected_and_when_it_panics(agent, run)
     }  # fmt: skip
     out = " ".join(run("service", "show", "chat").out.split())
     assert "outliers a backend at which 50% of 10 or more requests or connections fail" in out
-    assert "gets no new flows for 30s (at most 2 at once)" in out
+    assert "gets no new flows for 30s (at most 2 at the same time)" in out
     assert "panic while fewer than 40% of the backends are up, all get new flows" in out
 
 

@@ -44,7 +44,7 @@ def test_servers_are_listed_by_address_with_their_worst_state(run):
 def test_lists_are_sorted_cut_and_filtered(run):
     lines = run("server", "list", "--sort", "connections", "--limit", "1").out.splitlines()
     assert lines[1].split()[:2] == ["gpu-1", "10.0.0.21"]
-    assert lines[2] == "1 of 4; without --limit all"
+    assert lines[2] == "1 of 4 shown; omit --limit to see all"
     assert len(run("server", "list", "--state", "down").out.splitlines()) == 2
     assert run("server", "list", "--state", "drain").out == "no servers\n"
     data = run("server", "list", "--limit", "2", "-o", "json").json
@@ -55,7 +55,7 @@ def test_lists_are_sorted_cut_and_filtered(run):
 def test_backends_and_services_are_sorted_cut_and_filtered_too(run):
     lines = run("backend", "list", "--sort", "name", "--limit", "2").out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["chat", "gpu-1"], ["chat", "gpu-2"]]
-    assert lines[3] == "2 of 5; without --limit all"
+    assert lines[3] == "2 of 5 shown; omit --limit to see all"
     first = run("backend", "list", "--sort", "state").out.splitlines()[1]
     assert first.split()[:2] == ["chat", "gpu-1"]
     assert run("service", "list", "--state", "down").out == "no services\n"

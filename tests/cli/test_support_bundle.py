@@ -44,7 +44,7 @@ def test_it_has_what_the_agent_and_the_host_say(agent, run, tmp_path: Path):
     path = tmp_path / "bundle.tar.gz"
     result = run("support-bundle", "--file", str(path))
     assert (result.code, result.out) == (0, "")
-    assert "read it before it leaves" in result.err
+    assert "read it before you send it" in result.err
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = read(path)
     assert json.loads(found["status.json"])["agent"]["name"] == "edge-1"

@@ -95,7 +95,7 @@ def test_nearest_name_is_found_whatever_its_case():
 
 
 def test_remedy_lists_names_when_none_is_near():
-    assert did_you_mean("zzz", ["b", "a"]) == "there are: a, b"
+    assert did_you_mean("zzz", ["b", "a"]) == "available: a, b"
     assert did_you_mean("zzz", [], what="services") == "there are no services yet"
     assert did_you_mean("zzz", [f"n{i}" for i in range(20)]).endswith("and 8 more")
 

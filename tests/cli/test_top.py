@@ -181,7 +181,7 @@ def test_one_backend_is_shown_in_full_with_its_trends():
     assert "▁▅█" in shown
     assert "queue" not in shown, "nothing was reported"
     gone = replace(told_of(place.view), rows=())
-    assert "it was removed" in text_of(place, gone, NARROW)
+    assert "this backend was removed" in text_of(place, gone, NARROW)
 
 
 def test_a_terminal_that_is_too_small_is_told_so():

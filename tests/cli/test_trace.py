@@ -272,7 +272,7 @@ def test_expression_that_makes_no_sense_is_pointed_at_and_never_sent(agent, run)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sample", "64"), "--sample goes with --packets"),
+        (("--sample", "64"), "--sample needs --packets"),
         (("--packets", "--sample", "100"), "not a power of two"),
         (("--packets", "--sample", "0"), "0"),
         (("-c", "0"), "0"),

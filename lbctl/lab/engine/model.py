@@ -1,14 +1,15 @@
 """Decides what a continuous-batching engine does in each iteration, and how long it takes.
 
-The stand-in server and the simulator share it: no clock, no input or output. An iteration is the
-prompts that begin (as many as the token budget allows) and one token for every running request.
-Its time is linear in all of them, with constants fitted to what was measured on real GPUs: Patel
-et al., "Splitwise: Efficient generative LLM inference using phase splitting", ISCA 2024 (the
-performance model of its simulator, llama2-70b with tensor parallelism over eight GPUs).
+The stand-in server and the simulator share it: no clock, no input or output. An iteration
+consists of the prompts that begin (as many as the token budget allows) and one token for every
+running request. Its time is linear in all of them, with constants fitted to measurements on real
+GPUs: Patel et al., "Splitwise: Efficient generative LLM inference using phase splitting", ISCA
+2024 (the performance model of its simulator, llama2-70b with tensor parallelism over eight GPUs).
 
-Fast in plain Python: an iteration costs what begins and ends in it, never a look at each running
-request. So ``Step.tokens`` is a count; ``Engine.jobs`` are those that got one, and
-``Engine.generated`` says how many a running job has (``Job.generated`` is set when it stops).
+It is fast in plain Python: the cost of an iteration depends on what begins and ends in it, and it
+never looks at each running request. So ``Step.tokens`` is a count; ``Engine.jobs`` are those that
+got a token, and ``Engine.generated`` says how many a running job has (``Job.generated`` is set
+when it stops).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 
-# Kept free when a request is let in, so that the next few tokens preempt nobody.
+# Kept free when a request is admitted, so that the next few tokens preempt nothing.
 _KV_RESERVE = 0.01
 
 
@@ -50,7 +51,7 @@ HARDWARE = {hardware.name: hardware for hardware in (H100, A100)}
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One request. The engine writes everything below ``arrived_s``; ``tag`` is the caller's."""
+    """One request. The engine writes the fields below ``arrived_s``; ``tag`` is the caller's."""
 
     prompt_tokens: int
     output_tokens: int
@@ -65,13 +66,13 @@ class Job:
     generated: int = 0  # as of the last time it stopped running
     preemptions: int = 0
     tag: object = None
-    finishes_at: int = 0  # the engine's iteration at whose end its last token comes
-    cached_tokens: int = 0  # of its prompt, when it was let in
+    finishes_at: int = 0  # the engine's iteration at the end of which its last token comes
+    cached_tokens: int = 0  # of its prompt, when it was admitted
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One iteration, known when it begins. A job cancelled meanwhile is still in it."""
+    """One iteration, known when it begins. It still has jobs that are cancelled during it."""
 
     duration_s: float
     first: tuple[Job, ...]  # their first token comes at its end
@@ -80,8 +81,8 @@ class Step:
 
 
 class _Prefixes:
-    """The beginnings of prompts whose keys and values are kept; who was not asked for longest
-    gives way.
+    """The beginnings of prompts whose keys and values are kept; the least recently used one is
+    evicted first.
     """
 
     def __init__(self, room: int) -> None:
@@ -90,7 +91,7 @@ class _Prefixes:
         self._tokens: OrderedDict[Hashable, int] = OrderedDict()
 
     def held(self, prefixes: tuple[tuple[Hashable, int], ...]) -> int:
-        """How many tokens of the longest of these are there."""
+        """Return how many tokens of the longest of these prefixes are cached."""
         longest = 0
         for key, tokens in prefixes:
             there = self._tokens.get(key, 0)
@@ -102,7 +103,7 @@ class _Prefixes:
             self.keep(key, tokens)
 
     def keep(self, key: Hashable, tokens: int) -> None:
-        """From now on these are there, as far as there is room."""
+        """Cache this prefix, as far as there is room."""
         if not self._room:
             return
         self._used += tokens - self._tokens.pop(key, 0)
@@ -115,19 +116,19 @@ class _Prefixes:
 class Engine:
     """One server: a queue, first come first served, and a batch that runs.
 
-    When the batch outgrows the KV cache, the youngest of it goes back to the head of the queue,
-    and its prompt and what it had generated are computed again.
+    When the batch outgrows the KV cache, its youngest request goes back to the head of the queue,
+    and its prompt and the tokens it had generated are computed again.
     """
 
     def __init__(self, hardware: Hardware, slow: float = 1.0) -> None:
         self.hardware = hardware
-        self.slow = slow  # all times are multiplied by it: a throttled GPU; set it at any time
+        self.slow = slow  # all times are multiplied by it: a throttled GPU; may be set at any time
         self.preemptions = 0
         self.prompt_tokens = 0  # totals, as engines export them
         self.generation_tokens = 0
         self.iterations = 0
         self._queue: deque[Job] = deque()
-        self._left: dict[Job, int] = {}  # prompt tokens to compute, of those of the batch
+        self._left: dict[Job, int] = {}  # prompt tokens left to compute, for jobs of the batch
         self._batch: dict[Job, None] = {}  # in the order of admission
         self._finishing: list[tuple[int, int, Job]] = []
         self._order = 0
@@ -137,12 +138,12 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """How many requests are in the batch."""
+        """The number of requests in the batch."""
         return len(self._batch)
 
     @property
     def waiting(self) -> int:
-        """How many requests are queued."""
+        """The number of queued requests."""
         return len(self._queue)
 
     @property
@@ -156,7 +157,7 @@ class Engine:
         return min(1.0, self._context / self.hardware.kv_tokens)
 
     def generated(self, job: Job) -> int:
-        """How many tokens a job has generated by now."""
+        """Return how many tokens a job has generated by now."""
         if job in self._batch and job not in self._left:
             # Its last token comes at finishes_at: until then one is missing per iteration.
             return job.output_tokens - max(0, job.finishes_at - self.iterations)
@@ -167,14 +168,14 @@ class Engine:
         self._queue.append(job)
 
     def cancel(self, job: Job) -> None:
-        """Forget a request whose client has gone; one that is not here is no error."""
+        """Forget a request whose client has gone; an unknown request is no error."""
         if job in self._batch:
             self._stop(job)
         elif job in self._queue:
             self._queue.remove(job)
 
     def begin(self) -> Step | None:
-        """The next iteration; None: there is nothing to do."""
+        """Begin the next iteration; None: there is nothing to do."""
         admits = not self._preempt()
         first: list[Job] = []
         prefill = self._go_on(first)
@@ -194,7 +195,7 @@ class Engine:
         return Step(duration_s * self.slow, tuple(first), running, due)
 
     def end(self, step: Step, now_s: float) -> None:
-        """The iteration is over: every running job has one more token."""
+        """End the iteration: every running job has one more token."""
         self.iterations += 1
         running = len(self._batch) - len(self._left)
         self._context += running
@@ -216,7 +217,7 @@ class Engine:
         del self._batch[job]
 
     def _preempt(self) -> bool:
-        """Make room for this iteration's tokens; whether somebody had to go."""
+        """Make room for this iteration's tokens; return whether a request was preempted."""
         preempted = False
         while self._context + len(self._batch) > self.hardware.kv_tokens and len(self._batch) > 1:
             job = next(reversed(self._batch))
@@ -228,11 +229,11 @@ class Engine:
         return preempted
 
     def _budget(self) -> int:
-        """Prompt tokens that an iteration may have, where prompts are computed in pieces."""
+        """Return how many prompt tokens fit an iteration, if prompts are computed in pieces."""
         return max(0, self.hardware.token_budget - len(self._batch) + len(self._left))
 
     def _go_on(self, first: list[Job]) -> int:
-        """Compute more of the prompts that are not done; how many tokens. ``first`` gets those
+        """Compute more of unfinished prompts; return the number of tokens. ``first`` gets the jobs
         whose first token this iteration gives.
         """
         budget, prefill = self._budget() if self._left else 0, 0
@@ -243,8 +244,8 @@ class Engine:
         return prefill
 
     def _admit(self, prefill: int, first: list[Job]) -> int:
-        """Let requests of the queue in, behind so many prompt tokens; how many those are then.
-        ``first`` gets those that never had a token, and have their first one now.
+        """Admit requests from the queue after ``prefill`` prompt tokens; return the new number of
+        prompt tokens. ``first`` gets the admitted jobs that have their first token now.
         """
         hardware, batch, queue = self.hardware, self._batch, self._queue
         room = hardware.kv_tokens * (1 - _KV_RESERVE)
@@ -252,7 +253,7 @@ class Engine:
         while queue and len(batch) < hardware.max_batch:
             job = queue[0]
             tokens = job.prompt_tokens + job.generated
-            # The last token is computed at any rate: the first of the answer comes from it.
+            # The last token is always computed, because it gives the first token of the answer.
             cached = min(self._prefixes.held(job.prefixes), tokens - 1)
             new = tokens - cached
             if prefill >= budget if hardware.chunked else prefill and prefill + new > budget:
@@ -273,7 +274,7 @@ class Engine:
         return prefill
 
     def _compute(self, job: Job, left: int, first: list[Job]) -> None:
-        """So many tokens of its prompt are left behind this iteration."""
+        """Note that this many tokens of its prompt are left after this iteration."""
         if left:
             self._left[job] = left
             return
@@ -285,12 +286,12 @@ class Engine:
         heapq.heappush(self._finishing, (job.finishes_at, self._order, job))
 
     def _due(self, iteration: int) -> tuple[Job, ...]:
-        """The jobs whose last token comes at the end of that iteration."""
+        """Return the jobs whose last token comes at the end of that iteration."""
         finishing = self._finishing
         due: list[Job] = []
         while finishing and finishing[0][0] <= iteration:
             at, _, job = heapq.heappop(finishing)
-            # Entries of jobs that were cancelled or preempted since are left over.
+            # Entries of jobs that have been cancelled or preempted since are skipped.
             if job in self._batch and job.finishes_at == at:
                 due.append(job)
         return tuple(due)

@@ -1,7 +1,7 @@
-"""Decides what the stand-in engine understands of OpenAI's API, and how it words its answers.
+"""Decides which part of OpenAI's API the stand-in engine understands, and formats its answers.
 
-The same JSON and server-sent events as vLLM's, so that clients and balancers see what they would
-see of a real engine. The words themselves mean nothing.
+The JSON and the server-sent events are the same as vLLM's, so that clients and balancers see what
+they would see from a real engine. The words themselves mean nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_MODEL_TOKENS = 32_768
 BYTES_PER_TOKEN = 5
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 _KNOWN_BY = 256  # characters of a conversation's first message
-_DEFAULT_TOKENS = 16  # what vLLM takes for /v1/completions
+_DEFAULT_TOKENS = 16  # vLLM's default for /v1/completions
 _WORDS = (" the", " load", " goes", " where", " the", " work", " is", " least", ",", " and", " it")
 
 
@@ -31,12 +31,12 @@ class Completion:
 
     chat: bool
     stream: bool
-    with_usage: bool  # of a stream; a whole answer always says it
+    with_usage: bool  # for a stream; a whole answer always has it
     model: str
     prompt_tokens: int
     max_tokens: int
     beginnings: tuple[tuple[str, int], ...] = ()  # of the prompt, as ``Job.prefixes``
-    conversation: str | None = None  # under which its cache is found again
+    conversation: str | None = None  # the key of its cache
 
 
 def read_completion(path: str, body: bytes) -> Completion:
@@ -59,7 +59,7 @@ def read_completion(path: str, body: bytes) -> Completion:
             conversation=beginnings[-1][0] if beginnings else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadRequestError(400, f"this is no completion request: {error!r}") from error
+        raise BadRequestError(400, f"this is not a completion request: {error!r}") from error
     if asked.max_tokens < 1:
         raise BadRequestError(400, "max_tokens must be at least 1")
     if (total := asked.prompt_tokens + asked.max_tokens) > MAX_MODEL_TOKENS:
@@ -74,8 +74,10 @@ def _tokens(text: str) -> int:
 
 
 def _beginnings(messages: Sequence[Mapping[str, str]], tokens: int) -> tuple[tuple[str, int], ...]:
-    """Of a chat: what it has in common with others that have its system prompt, and with itself so
-    far. Engines compare block by block; here a conversation is known by how it begins.
+    """Return the prefixes that a chat shares with others of its system prompt, and with its own
+    past.
+
+    Real engines compare block by block; here a conversation is identified by its beginning.
     """
     found: list[tuple[str, int]] = []
     name = hashlib.blake2b(digest_size=16)
@@ -104,12 +106,12 @@ def _chat_prompt(document: Mapping[str, Any]) -> str:
 
 
 def words(start: int, count: int) -> str:
-    """The text of so many tokens, from the one with this number on."""
+    """Return the text of that many tokens, from the one with this number on."""
     return "".join(_WORDS[number % len(_WORDS)] for number in range(start, start + count))
 
 
 class Wording:
-    """Words the answer to one request."""
+    """Formats the answer to one request."""
 
     def __init__(self, asked: Completion) -> None:
         self._asked = asked
@@ -117,7 +119,7 @@ class Wording:
         self._created = int(time.time())
 
     def events(self, start: int, count: int, last: bool) -> bytes:
-        """The events of so many tokens of a stream; ``last``: with those that end it."""
+        """Return the events of that many tokens of a stream; ``last``: with those that end it."""
         finish = '"length"' if last else "null"
         text = words(start, count)
         parts = []
@@ -135,7 +137,7 @@ class Wording:
         return "".join(parts).encode()
 
     def whole(self, count: int) -> bytes:
-        """The answer to a request that asked for no stream."""
+        """Return the answer to a request that asked for no stream."""
         text = words(0, count)
         choice: dict[str, object] = {"index": 0, "logprobs": None, "finish_reason": "length"}
         if self._asked.chat:
@@ -166,7 +168,7 @@ class Wording:
 
 
 def models() -> bytes:
-    """What ``/v1/models`` answers."""
+    """Return the answer of ``/v1/models``."""
     model = {
         "id": MODEL,
         "object": "model",
@@ -180,7 +182,7 @@ def models() -> bytes:
 
 
 def refusal(error: BadRequestError) -> bytes:
-    """An error as engines word it."""
+    """Return an error in the engines' format."""
     about = {
         "message": str(error),
         "type": "BadRequestError",

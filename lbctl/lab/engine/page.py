@@ -1,8 +1,8 @@
-"""Owns the figures that the stand-in engine exports, and decides how they are written: as vLLM's.
+"""Owns the figures that the stand-in engine exports, and formats them like vLLM's.
 
 Names, labels, help texts and buckets are those of vLLM's V1 engine, so the page is as long as a
-real one. Written by hand and not by prometheus-client, because it is asked for several times a
-second, and unchanged histograms are not written again.
+real one. It is written by hand and not by prometheus-client, because it is queried several times
+a second, and unchanged histograms are not formatted again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Histogram:
         self._text = None
 
     def text(self) -> str:
-        """Its lines of the page."""
+        """Return its lines of the page."""
         if self._text is None:
             total = 0
             parts = [self._about]
@@ -74,7 +74,7 @@ class Histogram:
 
 
 class Page:
-    """What an engine has done, for its metrics page; all times are seconds as a client has them."""
+    """What an engine has done, for its metrics page; times are in seconds, as clients see them."""
 
     def __init__(self) -> None:
         def of(name: str, about: str, buckets: Sequence[float]) -> Histogram:
@@ -137,7 +137,7 @@ class Page:
         self._finished[reason] += 1
 
     def text(self, engine: Engine) -> bytes:
-        """The page."""
+        """Return the page."""
         parts = [
             _gauge(
                 "num_requests_running",

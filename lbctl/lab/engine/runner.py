@@ -1,6 +1,6 @@
-"""Runs an engine by the event loop's clock, and hands its tokens to those who wait for them.
+"""Runs an engine by the event loop's clock, and hands its tokens to the listeners.
 
-An iteration begins when the one before it was due to end, not when the loop got round to it: so
+An iteration begins when the previous one was due to end, not when the loop got round to it. So
 the engine keeps its pace however late timers fire, and is only ever behind by the last of them.
 """
 
@@ -15,20 +15,20 @@ from typing import Protocol
 from lbctl.lab.engine.model import Engine, Job, Step
 from lbctl.lab.engine.page import Page
 
-# What an engine may be behind; a machine that stood still for longer is not caught up with.
+# The largest delay that an engine makes up for, after the machine stood still.
 MAX_LAG_S = 0.5
 
 
 class Listener(Protocol):
-    """Who waits for the tokens of a job."""
+    """Receives the tokens of a job."""
 
     def tokens(self, start: int, count: int, last: bool) -> None:
-        """So many tokens have come, from the one with this number on."""
+        """Receive that many tokens, from the one with this number on."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """The tag of a job."""
+    """The tag of a job: its listener."""
 
     listener: Listener
     sent: int = 0
@@ -66,7 +66,7 @@ class Runner:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Its client has gone; a job that is done is no error."""
+        """Cancel a job whose client has gone; a job that is done is no error."""
         if job.done_s is None:
             self.engine.cancel(job)
             job.tag = None
@@ -83,7 +83,7 @@ class Runner:
         at_s = max(at_s, loop.time() - MAX_LAG_S)
         for job in step.first:
             if isinstance(waiter := job.tag, _Waiter):
-                # A job can have come after the moment at which the iteration should have begun.
+                # A job may have arrived after the moment at which the iteration should have begun.
                 waiter.begun_s = max(at_s, job.arrived_s)
         self._page.iteration.observe(self.engine.prompt_tokens - before + step.tokens)
         loop.call_at(at_s + step.duration_s, self._end, step, at_s + step.duration_s)
@@ -105,12 +105,12 @@ class Runner:
                 self._count(job, waiter, at_s)
                 job.tag = None
         for job in self._due.pop(engine.iterations, ()):
-            if isinstance(waiter := job.tag, _Waiter):  # else it has ended
+            if isinstance(waiter := job.tag, _Waiter):  # otherwise it has ended
                 self._hand_over(job, waiter)
         self._begin(at_s)
 
     def _hand_over(self, job: Job, waiter: _Waiter) -> None:
-        """Hand over what a job has generated since the last time."""
+        """Hand over the tokens that a job has generated since the last time."""
         last = job.done_s is not None
         if count := self.engine.generated(job) - waiter.sent:
             waiter.listener.tokens(waiter.sent, count, last)

@@ -1,12 +1,12 @@
 """Serves the stand-in engine over HTTP, with the API and the metrics page of vLLM.
 
-``/v1/completions`` and ``/v1/chat/completions``, streamed or whole, ``/v1/models``, ``/health``,
-``/metrics``; ``/`` and ``/slow`` as every server of the lab. ``X-Backend`` names the server. The
-head of a streamed answer goes out when the prompt is tokenized, as from real engines, and the first
-token when it is computed. A client that hangs up ends its request.
+It serves ``/v1/completions`` and ``/v1/chat/completions``, streamed or whole, ``/v1/models``,
+``/health``, ``/metrics``; ``/`` and ``/slow`` like every server of the lab. ``X-Backend`` names
+the server. The head of a streamed answer is sent when the prompt is tokenized, as by real engines,
+and the first token when it is computed. A client that closes its connection ends its request.
 
-``POST /throttle?slow=3`` makes the engine three times slower until it is told otherwise. No
-engine has that: it is the lab's, for showing what a throttled GPU does.
+``POST /throttle?slow=3`` makes the engine three times slower until the next such request. Real
+engines do not have this: the lab uses it to show the effect of a throttled GPU.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class _Answer:
         self._asked = asked
         self._wording = Wording(asked)
         self._write = write
-        self._whole = whole  # puts the head before an answer that is no stream
+        self._whole = whole  # puts the head before an answer that is not a stream
 
     def tokens(self, start: int, count: int, last: bool) -> None:
-        """Write so many tokens."""
+        """Write that many tokens."""
         if self._asked.stream:
             data = chunk(self._wording.events(start, count, last))
             self._write(data + LAST_CHUNK if last else data)
@@ -63,13 +63,13 @@ class _Answer:
             self.end()
 
     def end(self) -> None:
-        """Nothing more is to come."""
+        """End the answer."""
         if not self.ended.done():
             self.ended.set_result(None)
 
 
 class EngineServer(server.Server):
-    """Answers what an engine answers, at the engine's pace."""
+    """Answers like an engine, at the engine's pace."""
 
     def __init__(self, name: str, engine: Engine, chunk_tokens: int, time_scale: float) -> None:
         super().__init__(name)
@@ -80,11 +80,11 @@ class EngineServer(server.Server):
         self.throttle(1.0)
 
     def throttle(self, slow: float) -> None:
-        """Make everything so many times slower than the hardware is."""
+        """Make everything this many times slower than the hardware."""
         self._engine.slow = slow / self._time_scale
 
     def refusal(self, error: BadRequestError) -> bytes:
-        """An error as engines word it."""
+        """Return an error in the engines' format."""
         return answer(self.name, error.status, openai.refusal(error), False, JSON)
 
     async def respond(self, request: Request, body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -145,15 +145,20 @@ class EngineServer(server.Server):
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = server.parser("lbctl.lab.engine.server", __doc__)
     add = parser.add_argument
-    add("--hardware", choices=sorted(HARDWARE), default="h100", help="whose speed it has")
-    add("--slow", type=float, default=1.0, help="so many times slower than the hardware")
+    add("--hardware", choices=sorted(HARDWARE), default="h100", help="the GPU whose speed it has")
+    add("--slow", type=float, default=1.0, help="how many times slower than the hardware")
     add("--time-scale", type=float, default=1.0, help="10: everything ten times faster than real")
     add("--chunk-tokens", type=int, default=1, help="tokens per event, after the first")
-    add("--prefix-tokens", type=int, default=0, help="what its prefix cache holds; 0: it has none")
-    add("--chunked", action="store_true", help="prompts are computed in pieces, among other tokens")
+    add(
+        "--prefix-tokens",
+        type=int,
+        default=0,
+        help="tokens that its prefix cache holds; 0: no cache",
+    )
+    add("--chunked", action="store_true", help="compute prompts in pieces, among other tokens")
     options = parser.parse_args()
     hardware = replace(
         HARDWARE[options.hardware],
