@@ -47,10 +47,10 @@ class Order:
         }
 
     def body(self, env: Environment, *, dry_run: bool) -> dict[str, object]:
-        return self.edit | {"dry_run": dry_run} | said(env)
+        return self.edit | {"dry_run": dry_run} | message_of(env)
 
 
-def said(env: Environment) -> dict[str, object]:
+def message_of(env: Environment) -> dict[str, object]:
     """Return the request field with the person's message about the change; empty without one."""
     return {"message": env.message} if env.message else {}
 
@@ -156,7 +156,7 @@ def _post(env: Environment, agent: Agent, *orders: Order, dry_run: bool) -> dict
     first = orders[0]
     body = first.body(env, dry_run=dry_run)
     if len(orders) > 1:
-        body = {"edits": [order.edit for order in orders], "dry_run": dry_run} | said(env)
+        body = {"edits": [order.edit for order in orders], "dry_run": dry_run} | message_of(env)
     try:
         return agent.post("/v1/edit", body)
     except ApiNotFoundError as error:

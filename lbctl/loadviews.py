@@ -14,12 +14,12 @@ SHOWN_SKEW = 1.5  # a service below this is called even
 
 def queue(row: Row) -> str:
     """Return the requests that run + wait in the engine; a dash if not reported, or too old."""
-    told = row["reported"]
-    if told is None or told["age_s"] is None:
+    report = row["reported"]
+    if report is None or report["age_s"] is None:
         return "-"
-    if not told["fresh"]:
+    if not report["fresh"]:
         return "stale"
-    parts = (told["requests_running"], told["requests_waiting"])
+    parts = (report["requests_running"], report["requests_waiting"])
     shown = "+".join("?" if part is None else f"{part:g}" for part in parts)
     if parts == (None, None):
         return "-"
@@ -30,9 +30,9 @@ def telemetry(service: Row) -> str:
     """Return what is asked about the backends of a service, and how many have answered."""
     asked = []
     if service["telemetry"] != "none":
-        told = [backend["reported"] for backend in service["backends"]]
-        fresh = sum(bool(report and report["fresh"]) for report in told)
-        asked.append(f"{service['telemetry']}, {fresh} of {len(told)} backends report")
+        reports = [backend["reported"] for backend in service["backends"]]
+        fresh = sum(bool(report and report["fresh"]) for report in reports)
+        asked.append(f"{service['telemetry']}, {fresh} of {len(reports)} backends report")
     if service["node_telemetry"] != "none":
         asked.append(f"GPUs by {service['node_telemetry']}")
     return "; ".join(asked) or "none"
@@ -42,9 +42,9 @@ def weights(service: Row) -> str:
     """Return what the effective weights follow."""
     follow = []
     if service["learns_speed"]:
-        told = [backend["learned"] for backend in service["backends"]]
-        known = sum(bool(learned and learned["confidence"]) for learned in told)
-        follow.append(f"the learned speed, known of {known} of {len(told)} backends")
+        speeds = [backend["learned"] for backend in service["backends"]]
+        known = sum(bool(speed and speed["confidence"]) for speed in speeds)
+        follow.append(f"the learned speed, known of {known} of {len(speeds)} backends")
     if service["telemetry"] == "agent-check":
         follow.append("agent-check")
     if service["node_telemetry"] != "none":
@@ -54,57 +54,57 @@ def weights(service: Row) -> str:
 
 def engine(row: Row) -> str:
     """Return the engine's report as a sentence."""
-    told = row["reported"]
-    if told is None or told["source"] == "none":
+    report = row["reported"]
+    if report is None or report["source"] == "none":
         return "not asked"
-    problem = f"; no answer since then: {told['problem']}" if told["problem"] else ""
-    if told["age_s"] is None:
-        return f"{told['source']}: nothing yet{problem}"
+    problem = f"; no answer since then: {report['problem']}" if report["problem"] else ""
+    if report["age_s"] is None:
+        return f"{report['source']}: nothing yet{problem}"
     parts = []
-    if told["requests_running"] is not None:
-        parts.append(f"{told['requests_running']:g} running")
-    if told["requests_waiting"] is not None:
-        parts.append(f"{told['requests_waiting']:g} waiting")
-    if told["kv_cache_used_ratio"] is not None:
-        parts.append(f"{humanise.percent(told['kv_cache_used_ratio'])}% of the KV cache in use")
-    if told["cached_ratio"] is not None:
-        share = humanise.percent(told["cached_ratio"])
+    if report["requests_running"] is not None:
+        parts.append(f"{report['requests_running']:g} running")
+    if report["requests_waiting"] is not None:
+        parts.append(f"{report['requests_waiting']:g} waiting")
+    if report["kv_cache_used_ratio"] is not None:
+        parts.append(f"{humanise.percent(report['kv_cache_used_ratio'])}% of the KV cache in use")
+    if report["cached_ratio"] is not None:
+        share = humanise.percent(report["cached_ratio"])
         parts.append(f"{share}% of the prompt tokens of the last minute from its prefix cache")
-    if told["models_in_gpu_memory_ratio"] is not None:
-        share = humanise.percent(told["models_in_gpu_memory_ratio"])
+    if report["models_in_gpu_memory_ratio"] is not None:
+        share = humanise.percent(report["models_in_gpu_memory_ratio"])
         parts.append(f"{share}% of the loaded models in GPU memory")
-    if told["values_dropped"]:
-        parts.append(humanise.plural(told["values_dropped"], "impossible value") + " ignored")
+    if report["values_dropped"]:
+        parts.append(humanise.plural(report["values_dropped"], "impossible value") + " ignored")
     if row["hot"]:
         parts.append("hot: picked only if all the compared backends are")
-    age = humanise.milliseconds(told["age_s"] * 1000)
-    stale = "" if told["fresh"] else ", too old to count"
+    age = humanise.milliseconds(report["age_s"] * 1000)
+    stale = "" if report["fresh"] else ", too old to count"
     every = ""
-    if told["asked_every_s"] is not None:
-        every = f", asked every {humanise.milliseconds(told['asked_every_s'] * 1000)}"
+    if report["asked_every_s"] is not None:
+        every = f", asked every {humanise.milliseconds(report['asked_every_s'] * 1000)}"
     words = ", ".join(parts) or "no queue reported"
-    return f"{told['source']}: {words} ({age} ago{every}{stale}){problem}"
+    return f"{report['source']}: {words} ({age} ago{every}{stale}){problem}"
 
 
 def cached(row: Row) -> str:
     """Return the share that came from the engine's prefix cache; a dash if it is not reported."""
-    told = row["reported"]
-    if told is None or told["cached_ratio"] is None or not told["fresh"]:
+    report = row["reported"]
+    if report is None or report["cached_ratio"] is None or not report["fresh"]:
         return "-"
-    return f"{humanise.percent(told['cached_ratio'])}%"
+    return f"{humanise.percent(report['cached_ratio'])}%"
 
 
 def gpus(row: Row) -> str:
     """Return the state of the GPUs as a sentence, those in trouble first."""
-    told = row["reported"]
-    if told is None or told["gpus_source"] == "none":
+    report = row["reported"]
+    if report is None or report["gpus_source"] == "none":
         return "not asked"
-    problem = f"; no answer since then: {told['gpus_problem']}" if told["gpus_problem"] else ""
-    if told["gpus_age_s"] is None:
-        return f"{told['gpus_source']}: nothing yet{problem}"
-    if not told["gpus"]:
-        return f"{told['gpus_source']}: the host has none{problem}"
-    ordered = sorted(told["gpus"], key=lambda gpu: not _trouble(gpu))
+    problem = f"; no answer since then: {report['gpus_problem']}" if report["gpus_problem"] else ""
+    if report["gpus_age_s"] is None:
+        return f"{report['gpus_source']}: nothing yet{problem}"
+    if not report["gpus"]:
+        return f"{report['gpus_source']}: the host has none{problem}"
+    ordered = sorted(report["gpus"], key=lambda gpu: not _trouble(gpu))
     shown = [_gpu(gpu) for gpu in ordered[:8]]
     more = len(ordered) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "") + problem
@@ -112,32 +112,32 @@ def gpus(row: Row) -> str:
 
 def learned(row: Row) -> str:
     """Return what the packet path's samples show of the backend's speed, as a sentence."""
-    told = row["learned"]
-    if told is None:
+    speed = row["learned"]
+    if speed is None:
         return "off"
-    if not told["confidence"]:
+    if not speed["confidence"]:
         return "nothing yet: too few answers"
-    worth = told["bytes_per_connection"]
+    worth = speed["bytes_per_connection"]
     as_connection = f"; {worth} bytes weigh as much as one connection" if worth else ""
     return (
-        f"weight x {told['weight_ratio']:.2f}{as_connection}"
-        f" ({told['us_per_byte']:.2f} µs per waiting byte, {told['ms_per_connection']:.2f} ms per"
-        f" connection, {told['base_ms']:.0f} ms at least; confidence"
-        f" {humanise.percent(told['confidence'])}%, {told['samples']:.0f} samples)"
+        f"weight x {speed['weight_ratio']:.2f}{as_connection}"
+        f" ({speed['us_per_byte']:.2f} µs per waiting byte, {speed['ms_per_connection']:.2f} ms per"
+        f" connection, {speed['base_ms']:.0f} ms at least; confidence"
+        f" {humanise.percent(speed['confidence'])}%, {speed['samples']:.0f} samples)"
     )
 
 
 def skew(service: Row) -> str:
     """Return how unevenly the busy connections are distributed, as a sentence."""
-    told = service["skew"]
+    data = service["skew"]
     busy = humanise.plural(service["busy_connections"], "busy connection")
-    if told is None:
+    if data is None:
         return f"{busy}: too few to say"
-    if told["ratio"] < SHOWN_SKEW:
+    if data["ratio"] < SHOWN_SKEW:
         return f"{busy}, evenly"
     return (
-        f"{busy}; {told['backend']} has {told['busy_connections']}, {told['ratio']:.1f} times its"
-        f" share ({told['busy_connections_at_the_mean']:.0f})"
+        f"{busy}; {data['backend']} has {data['busy_connections']}, {data['ratio']:.1f} times its"
+        f" share ({data['busy_connections_at_the_mean']:.0f})"
     )
 
 
@@ -159,19 +159,19 @@ def failures(row: Row) -> str:
     return ", ".join(parts) or "none seen"
 
 
-def outlier(told: Row) -> str:
+def outlier(rules: Row) -> str:
     """Return when a backend is ejected, as a sentence."""
-    many = f"{told['threshold']:.0%} of {told['requests']} or more"
+    many = f"{rules['threshold']:.0%} of {rules['requests']} or more"
     return (
         f"a backend at which {many} requests or connections fail gets no new flows for "
-        f"{humanise.duration(told['eject_s'])} (at most {told['most_ejected']} at the same time)"
+        f"{humanise.duration(rules['eject_s'])} (at most {rules['most_ejected']} at the same time)"
     )
 
 
-def objectives(told: Sequence[Row]) -> str:
+def objectives(slos: Sequence[Row]) -> str:
     """Return what was promised and what clients got, one sentence for each objective."""
     parts = []
-    for each in told:
+    for each in slos:
         within, share = humanise.duration(each["within_s"]), each["late_share_last_minute"]
         text = f"{each['percentile']}% of answers begin within {within}"
         if share is None:
@@ -184,24 +184,24 @@ def objectives(told: Sequence[Row]) -> str:
     return "; ".join(parts)
 
 
-def affinity(told: Row) -> str:
+def affinity(data: Row) -> str:
     """Return where a service's clients' new flows go, as a sentence."""
     named = "their client's address selects"
-    if told["prefix"]:
-        named = f"the first {told['prefix']} bits of their client's address select"
+    if data["prefix"]:
+        named = f"the first {data['prefix']} bits of their client's address select"
     how = "as configured"
-    if told["escape"] == "auto":
-        how = "as learned" if told["known_ms"] is not None else "until more is known"
+    if data["escape"] == "auto":
+        how = "as learned" if data["known_ms"] is not None else "until more is known"
     text = (
         f"new flows go to the backend that {named}, unless it has "
-        f"{humanise.quantity(told['escape_bytes'], 'B')} more waiting than another ({how})"
+        f"{humanise.quantity(data['escape_bytes'], 'B')} more waiting than another ({how})"
     )
-    if told["known_ratio"] is not None:
-        text += f"; {told['known_ratio']:.0%} of requests came to a backend that knew their client"
-    if told["known_ms"] is not None:
+    if data["known_ratio"] is not None:
+        text += f"; {data['known_ratio']:.0%} of requests came to a backend that knew their client"
+    if data["known_ms"] is not None:
         text += (
-            f", where a usual request takes {humanise.milliseconds(told['known_ms'])} by itself, "
-            f"elsewhere {humanise.milliseconds(told['new_ms'])}"
+            f", where a usual request takes {humanise.milliseconds(data['known_ms'])} by itself, "
+            f"elsewhere {humanise.milliseconds(data['new_ms'])}"
         )
     return text
 

@@ -86,13 +86,13 @@ def value(option: click.Option) -> str:
 
 def text(option: click.Option) -> str:
     """Return what an option is for, and its default."""
-    told = " ".join((option.help or "").split())
+    described = " ".join((option.help or "").split())
     notes = []
     if option.required:
         notes.append("required")
     if option.show_default and option.default is not None:
         notes.append(f"default: {option.default}")
-    return f"{told} [{', '.join(notes)}]" if notes else told
+    return f"{described} [{', '.join(notes)}]" if notes else described
 
 
 def children(ctx: click.Context, command: click.Command) -> Iterator[click.Context]:

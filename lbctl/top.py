@@ -1,7 +1,7 @@
 """Decides what ``lbctl top`` shows, and what its keys do. Pure: no terminal, no agent.
 
 A person is at a place, which is a stack of views: of services, of the backends of one, of one
-backend, of its flows. The agent's answers for the top view come in as ``Told``.
+backend, of its flows. The agent's answers for the top view come in as ``Answers``.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Answers:
     """What the agent has answered for a view: rows of a list, one backend, or flows.
 
     ``problem``: why it does not answer now; its last answer is still here.
@@ -135,7 +135,7 @@ def name_of(row: Row) -> str:
 # -- keys
 
 
-def pressed(place: Place, key: str, told: Told, room: int) -> Place | None:
+def pressed(place: Place, key: str, answers: Answers, room: int) -> Place | None:
     """Return the place that a key leads to; None: quit. ``room``: how many rows the screen has."""
     if place.typing:
         return _typed(place, key)
@@ -155,18 +155,18 @@ def pressed(place: Place, key: str, told: Told, room: int) -> Place | None:
             other = Kind.BACKENDS if place.stack[0].kind is Kind.SERVICES else Kind.SERVICES
             return replace(place, stack=(View(other),))
     if view.kind in _LISTS:
-        return _pressed_in_list(place, key, told, room)
+        return _pressed_in_list(place, key, answers, room)
     if key == "f" and view.kind is Kind.BACKEND:
         return place.into(Kind.FLOWS, view.of)
     return place
 
 
-def _pressed_in_list(place: Place, key: str, told: Told, room: int) -> Place:
+def _pressed_in_list(place: Place, key: str, answers: Answers, room: int) -> Place:
     view = place.view
     moves = {"up": -1, "down": 1, "page up": -room, "page down": room, "home": -(1 << 30),
              "end": 1 << 30}  # fmt: skip
     if key in moves:
-        return _moved(place, moves[key], told, room)
+        return _moved(place, moves[key], answers, room)
     match key:
         case "s" | "S":
             step = 1 if key == "s" else -1
@@ -181,14 +181,16 @@ def _pressed_in_list(place: Place, key: str, told: Told, room: int) -> Place:
     return place
 
 
-def _moved(place: Place, by: int, told: Told, room: int) -> Place:
+def _moved(place: Place, by: int, answers: Answers, room: int) -> Place:
     """Move the cursor some rows; if it leaves the screen, other rows are asked for."""
     view = place.view
-    last = max(0, told.matched - 1)
+    last = max(0, answers.matched - 1)
     cursor = min(max(view.cursor + by, 0), last)
     first = min(max(view.first, cursor - room + 1), cursor)
-    at = cursor - told.view.first
-    there = told.rows[at] if 0 <= at < len(told.rows) and told.view.kind is view.kind else None
+    at = cursor - answers.view.first
+    there = (
+        answers.rows[at] if 0 <= at < len(answers.rows) and answers.view.kind is view.kind else None
+    )
     return place.with_view(cursor=cursor, first=first, selected=name_of(there) if there else "")
 
 
@@ -208,20 +210,20 @@ def _typed(place: Place, key: str) -> Place:
     return place.with_view(match=match_, cursor=0, first=0, selected="")
 
 
-def settled(place: Place, told: Told, room: int) -> Place:
+def settled(place: Place, answers: Answers, room: int) -> Place:
     """Return the place after the agent's answer: the cursor stays on its row while that is shown,
     and within the list otherwise.
     """
     view = place.view
-    if view.kind not in _LISTS or told.view.kind is not view.kind or told.view.of != view.of:
+    if view.kind not in _LISTS or answers.view.kind is not view.kind or answers.view.of != view.of:
         return place
-    names = [name_of(row) for row in told.rows]
+    names = [name_of(row) for row in answers.rows]
     if view.selected in names:
-        cursor = told.view.first + names.index(view.selected)
+        cursor = answers.view.first + names.index(view.selected)
     else:
-        cursor = min(view.cursor, max(0, told.matched - 1))
+        cursor = min(view.cursor, max(0, answers.matched - 1))
     first = min(max(view.first, cursor - room + 1), cursor)
-    at = cursor - told.view.first
+    at = cursor - answers.view.first
     selected = names[at] if 0 <= at < len(names) else ""
     return place.with_view(cursor=cursor, first=first, selected=selected)
 
@@ -229,39 +231,39 @@ def settled(place: Place, told: Told, room: int) -> Place:
 # -- the screen
 
 
-def room_for_rows(told: Told, size: Size) -> int:
+def room_for_rows(answers: Answers, size: Size) -> int:
     """Return how many rows of a list the screen has room for."""
-    around = len(_head(told, size)) + 2 + len(_foot(told, size)) + 1  # title, header, keys
+    around = len(_head(answers, size)) + 2 + len(_foot(answers, size)) + 1  # title, header, keys
     return max(1, size.height - around)
 
 
-def screen(place: Place, told: Told, size: Size) -> list[Text]:
+def screen(place: Place, answers: Answers, size: Size) -> list[Text]:
     """Return the screen: as many lines as the terminal has, none too long."""
     if size.width < MIN_WIDTH or size.height < MIN_HEIGHT:
         small = f"this terminal is too small: {MIN_WIDTH} columns and {MIN_HEIGHT} lines are needed"
         return [Text(line) for line in _wrapped(small, size.width)][: size.height]
-    head, foot = _head(told, size), _foot(told, size)
+    head, foot = _head(answers, size), _foot(answers, size)
     if place.view.kind in (Kind.EVENTS, Kind.HELP):
         foot = []
     room = size.height - len(head) - 1 - len(foot) - 1
-    body = _body(place, told, size, room)[:room]
+    body = _body(place, answers, size, room)[:room]
     body += [Text()] * (room - len(body))
-    found = [*head, _title(place, told, size), *body, *foot, _keys(place, size)]
+    found = [*head, _title(place, answers, size), *body, *foot, _keys(place, size)]
     return [_cut(line, size.width) for line in found]
 
 
-def _head(told: Told, size: Size) -> list[Text]:
+def _head(answers: Answers, size: Size) -> list[Text]:
     from agent.api.sentences import problems
     from lbctl.commands.status import headline
 
-    status = told.status
+    status = answers.status
     if not status:
-        return [Text(told.problem or "asking the agent", "bold red" if told.problem else "")]
+        return [Text(answers.problem or "asking the agent", "bold red" if answers.problem else "")]
     agent, rates = status["agent"], status["rates"]
     line = headline(agent, status["dataplane"])
     line.append(f", up {humanise.age(agent['uptime_s'])}")
     found = [line]
-    bar = sparkline(told.history.of("", "new"), SPARK, unicode=size.unicode)
+    bar = sparkline(answers.history.of("", "new"), SPARK, unicode=size.unicode)
     table = status["dataplane"]["flow_table"]
     found.append(
         Text(
@@ -269,7 +271,7 @@ def _head(told: Told, size: Size) -> list[Text]:
             f" {humanise.percent(table['used_share'])}% of the flow table in use"
         )
     )
-    wrong = [Text(told.problem, "bold red")] if told.problem else []
+    wrong = [Text(answers.problem, "bold red")] if answers.problem else []
     wrong += [Text(text, "bold red") for text in problems(status)]
     found += wrong[:SHOWN_PROBLEMS]
     if len(wrong) > SHOWN_PROBLEMS:
@@ -277,12 +279,12 @@ def _head(told: Told, size: Size) -> list[Text]:
     return found
 
 
-def _title(place: Place, told: Told, size: Size) -> Text:
+def _title(place: Place, answers: Answers, size: Size) -> Text:
     view = place.view
     of = "" if view.kind is Kind.BACKEND else "of "
     parts = [f"{view.kind.value} {of}{view.of}" if view.of else view.kind.value]
     if view.kind in _LISTS:
-        parts.append(f"{humanise.exact(told.matched)} of {humanise.exact(told.total)}")
+        parts.append(f"{humanise.exact(answers.matched)} of {humanise.exact(answers.total)}")
         parts.append(f"by {place.sort}")
     if view.match or place.typing:
         parts.append(f"/{view.match}{'_' if place.typing else ''}")
@@ -291,26 +293,26 @@ def _title(place: Place, told: Told, size: Size) -> Text:
     return Text(f" {'   '.join(parts)} ".ljust(size.width), "reverse")
 
 
-def _body(place: Place, told: Told, size: Size, room: int) -> list[Text]:
+def _body(place: Place, answers: Answers, size: Size, room: int) -> list[Text]:
     view = place.view
     if view.kind is Kind.HELP:
         return [Text(line) for line in HELP.splitlines()]
     if view.kind is Kind.EVENTS:
-        return _events(told.events, size, room)
-    if told.view.kind is not view.kind or told.view.of != view.of:
+        return _events(answers.events, size, room)
+    if answers.view.kind is not view.kind or answers.view.of != view.of:
         return [Text("asking the agent", "dim")]
     if view.kind is Kind.BACKEND:
-        return _backend(told, size)
+        return _backend(answers, size)
     if view.kind is Kind.FLOWS:
-        return _flows(told, size)
-    if not told.rows:
+        return _flows(answers, size)
+    if not answers.rows:
         return [Text("nothing matches; esc shows all" if view.match else "there are none", "dim")]
-    shown = told.rows[max(0, view.first - told.view.first) :]
+    shown = answers.rows[max(0, view.first - answers.view.first) :]
     if view.kind is Kind.SERVICES:
         table = views.service_table(shown)
     else:
         table = views.backend_table(shown, with_service=not view.of)
-    body = _one_line_each(_with_sparklines(table, shown, told.history, size), size.width)
+    body = _one_line_each(_with_sparklines(table, shown, answers.history, size), size.width)
     at = 1 + view.cursor - view.first
     if 0 < at < len(body):
         body[at] = _reversed(body[at], size.width)
@@ -348,33 +350,33 @@ def _one_line_each(table: Table, width: int) -> list[Text]:
     return found
 
 
-def _backend(told: Told, size: Size) -> list[Text]:
+def _backend(answers: Answers, size: Size) -> list[Text]:
     from lbctl.commands.backend import facts_of
 
-    if not told.rows:
+    if not answers.rows:
         return [Text("this backend was removed; esc goes back", "dim")]
-    row = told.rows[0]
+    row = answers.rows[0]
     name = name_of(row)
     trends = [
-        (label, sparkline(told.history.of(name, figure), KEPT, unicode=size.unicode))
+        (label, sparkline(answers.history.of(name, figure), KEPT, unicode=size.unicode))
         for label, figure in (
             ("new flows", "new"), ("waiting", "waiting"), ("first byte", "first byte"),
             ("queue", "queue"),
         )
-        if any(told.history.of(name, figure))
+        if any(answers.history.of(name, figure))
     ]  # fmt: skip
-    found = facts_of(size.width, row, told.events)
+    found = facts_of(size.width, row, answers.events)
     return found + [Text.assemble((f"{label:<14}", "bold"), (bar, "cyan")) for label, bar in trends]
 
 
-def _flows(told: Told, size: Size) -> list[Text]:
+def _flows(answers: Answers, size: Size) -> list[Text]:
     from lbctl.commands.flows import flow_table
 
-    if not told.rows:
+    if not answers.rows:
         return [Text("no flow is recorded", "dim")]
-    shown = lines(flow_table(told.rows), size.width)[0]
-    if told.matched > len(told.rows):
-        more = f"the busiest {len(told.rows)} of {humanise.exact(told.matched)}"
+    shown = lines(flow_table(answers.rows), size.width)[0]
+    if answers.matched > len(answers.rows):
+        more = f"the busiest {len(answers.rows)} of {humanise.exact(answers.matched)}"
         shown.insert(0, Text(more, "dim"))
     return shown
 
@@ -385,11 +387,11 @@ def _events(events: Sequence[Row], size: Size, room: int) -> list[Text]:
     return [_cut(line, size.width) for line in event_lines(events[-room:])]
 
 
-def _foot(told: Told, size: Size) -> list[Text]:
-    own = told.view.kind is Kind.BACKEND  # this view shows its own events
-    if size.height < MIN_HEIGHT_FOR_EVENTS or not told.events or own:
+def _foot(answers: Answers, size: Size) -> list[Text]:
+    own = answers.view.kind is Kind.BACKEND  # this view shows its own events
+    if size.height < MIN_HEIGHT_FOR_EVENTS or not answers.events or own:
         return []
-    return _events(told.events, size, SHOWN_EVENTS)
+    return _events(answers.events, size, SHOWN_EVENTS)
 
 
 def _keys(place: Place, size: Size) -> Text:

@@ -51,11 +51,11 @@ def limits(seen: Seen) -> Iterator[Finding]:
 
 def guard(seen: Seen) -> Iterator[Finding]:
     """Check whether blocks and lists are in force."""
-    told = seen.guard
-    problem = told["problem"] or told["unsaved_problem"]
-    broken_lists = [one["name"] for one in told["lists"] if one.get("problem")]
+    status = seen.guard
+    problem = status["problem"] or status["unsaved_problem"]
+    broken_lists = [one["name"] for one in status["lists"] if one.get("problem")]
     observed = [s["name"] for s in seen.services if s["guard"] != "enforce"]
-    if problem or not told["in_force"]:
+    if problem or not status["in_force"]:
         yield broken(problem or "blocks and lists are not in force", "lbctl guard status")
     elif broken_lists:
         yield broken(f"{named(broken_lists)} cannot be read", "lbctl guard status names the line")
@@ -65,7 +65,9 @@ def guard(seen: Seen) -> Iterator[Finding]:
             f"lbctl service set {observed[0]} --guard enforce",
         )
     else:
-        evidence = f"{plural(len(told['blocks']), 'block')}, {plural(len(told['lists']), 'list')}"
+        evidence = (
+            f"{plural(len(status['blocks']), 'block')}, {plural(len(status['lists']), 'list')}"
+        )
         yield kept(f"in force: {evidence}")
 
 

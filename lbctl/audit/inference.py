@@ -158,17 +158,17 @@ def engine_checks(seen: Seen) -> Iterator[Finding]:
 
 def caches(seen: Seen) -> Iterator[Finding]:
     """Check whether conversations come back to the engine that caches them."""
-    told = [
+    caching = [
         (service, backend["reported"]["cached_ratio"])
         for service in seen.tcp
         for backend in service["backends"]
         if backend["reported"] and (backend["reported"]["cached_ratio"] or 0.0) >= _CACHES
     ]
-    if not told:
+    if not caching:
         yield not_applicable("no engine reports prompt tokens from its prefix cache")
         return
-    lost = list(dict.fromkeys(s["name"] for s, _ in told if s["affinity"] is None))
-    best = max(share for _, share in told)
+    lost = list(dict.fromkeys(s["name"] for s, _ in caching if s["affinity"] is None))
+    best = max(share for _, share in caching)
     if lost:
         yield broken(
             f"{named(lost)}: engines take up to {percent(best)}% of prompts from their caches, and"
@@ -181,18 +181,18 @@ def caches(seen: Seen) -> Iterator[Finding]:
 
 def gpus(seen: Seen) -> Iterator[Finding]:
     """Check whether GPUs are lost, failing or throttled."""
-    told = [(b, gpu) for b in seen.backends if b["reported"] for gpu in b["reported"]["gpus"]]
-    if not told:
+    reported = [(b, gpu) for b in seen.backends if b["reported"] for gpu in b["reported"]["gpus"]]
+    if not reported:
         yield not_applicable("no host reports its GPUs")
         return
-    ill = [f"{_name(b)} GPU {gpu['gpu']}" for b, gpu in told if gpu["lost"] or gpu["xid"]]
-    slow = [f"{_name(b)} GPU {gpu['gpu']}" for b, gpu in told if gpu["throttled_by"]]
-    wrong = list(dict.fromkeys((*ill, *slow)))
+    failing = [f"{_name(b)} GPU {gpu['gpu']}" for b, gpu in reported if gpu["lost"] or gpu["xid"]]
+    slow = [f"{_name(b)} GPU {gpu['gpu']}" for b, gpu in reported if gpu["throttled_by"]]
+    wrong = list(dict.fromkeys((*failing, *slow)))
     if wrong:
-        words = "lost or failing" if ill else "throttled"
+        words = "lost or failing" if failing else "throttled"
         yield broken(f"{named(wrong)}: {words}", f"lbctl backend show {wrong[0].partition(' ')[0]}")
     else:
-        yield kept(f"{plural(len(told), 'GPU')} without a problem")
+        yield kept(f"{plural(len(reported), 'GPU')} without a problem")
 
 
 def _name(backend: Json) -> str:
@@ -201,10 +201,10 @@ def _name(backend: Json) -> str:
 
 def _problem(backend: Json) -> str:
     """Return why there is no fresh report; empty if there is one."""
-    told = backend["reported"]
-    if told["source"] != "none" and not told["fresh"]:
-        return str(told["problem"] or "no fresh report")
-    return str(told["gpus_problem"] or "") if told["gpus_source"] != "none" else ""
+    report = backend["reported"]
+    if report["source"] != "none" and not report["fresh"]:
+        return str(report["problem"] or "no fresh report")
+    return str(report["gpus_problem"] or "") if report["gpus_source"] != "none" else ""
 
 
 def _problem_of(asked: list[Json], name: str) -> str:

@@ -37,24 +37,24 @@ def two_servers(seen: Seen) -> Iterator[Finding]:
 
 def second_balancer(seen: Seen) -> Iterator[Finding]:
     """Check whether another balancer would take over."""
-    told = seen.status["failover"]
-    if not told["configured"]:
+    failover = seen.status["failover"]
+    if not failover["configured"]:
         yield broken(
             "failover is not configured: this is the only balancer",
             "docs/failover.md: a second balancer, and `failover:` in the agent.yaml of both",
         )
         return
-    if told["problem"]:
-        yield broken(f"failover: {told['problem']}", "systemctl start lb-agent-failover")
+    if failover["problem"]:
+        yield broken(f"failover: {failover['problem']}", "systemctl start lb-agent-failover")
         return
-    faulty = [one["name"] for one in told["instances"] if one["role"] == "fault"]
+    faulty = [one["name"] for one in failover["instances"] if one["role"] == "fault"]
     if faulty:
         why = "lbctl failover status says why"
         yield broken(f"{named(faulty)}: this balancer is not fit to be master", why)
         return
-    peers = [one for one in told["flow_sync"] if one["state"] == "connected"]
+    peers = [one for one in failover["flow_sync"] if one["state"] == "connected"]
     heard = [one for one in seen.failover["instances"] if one["adverts_received_total"]]
-    roles = ", ".join(f"{one['name']} {one['role']}" for one in told["instances"])
+    roles = ", ".join(f"{one['name']} {one['role']}" for one in failover["instances"])
     if peers or heard:
         yield kept(f"{roles}; {plural(len(peers), 'other balancer')} connected by flow sync")
     else:
@@ -66,8 +66,8 @@ def second_balancer(seen: Seen) -> Iterator[Finding]:
 
 def flows_follow(seen: Seen) -> Iterator[Finding]:
     """Check whether open connections would outlive this balancer."""
-    told = seen.status["failover"]
-    if not told["configured"]:
+    failover = seen.status["failover"]
+    if not failover["configured"]:
         yield not_applicable("there is no other balancer")
         return
     peers = seen.failover["flow_sync"]["peers"]
@@ -77,10 +77,10 @@ def flows_follow(seen: Seen) -> Iterator[Finding]:
             "failover.sync.peers in the agent.yaml of both balancers (docs/flow-sync.md)",
         )
         return
-    apart = [one["name"] or one["address"] for one in peers if one["state"] != "connected"]
+    disconnected = [one["name"] or one["address"] for one in peers if one["state"] != "connected"]
     behind = max((one["behind_s"] or 0.0 for one in peers), default=0.0)
-    if apart:
-        yield broken(f"no flows are exchanged with {named(apart)}", "lbctl failover status")
+    if disconnected:
+        yield broken(f"no flows are exchanged with {named(disconnected)}", "lbctl failover status")
         return
     evidence = f"{plural(len(peers), 'peer')} connected, {behind:.1f} s behind at most"
     yield from check(behind < _SYNC_BEHIND_S, evidence, "lbctl failover status says why")
@@ -88,11 +88,13 @@ def flows_follow(seen: Seen) -> Iterator[Finding]:
 
 def balancers_agree(seen: Seen) -> Iterator[Finding]:
     """Check whether the balancers' configurations match."""
-    told = seen.status["failover"]
-    if not told["configured"]:
+    failover = seen.status["failover"]
+    if not failover["configured"]:
         yield not_applicable("there is no other balancer")
         return
-    differing = [f"{one['name']}: {each}" for one in told["instances"] for each in one["problems"]]
+    differing = [
+        f"{one['name']}: {each}" for one in failover["instances"] for each in one["problems"]
+    ]
     for text in differing:
         yield broken(text, "lbctl failover status has the values of both sides")
     if not differing:

@@ -72,7 +72,7 @@ def audit(env: Environment, strict: bool, practices: tuple[str, ...], only_broke
     counts = {verdict: sum(1 for row in rows if row["verdict"] == verdict) for verdict in _MARKS}
     shown = [row for row in rows if not (only_broken and row["verdict"] != "broken")]
     data = {"counts": counts, "findings": shown}
-    emit(env, data, lambda told: _view(env, told))
+    emit(env, data, lambda shown: _view(env, shown))
     if strict and counts["broken"]:
         raise click.exceptions.Exit(1)
 
@@ -138,10 +138,10 @@ def _lines(env: Environment, row: Mapping[str, Any]) -> list[Text]:
 
     mark, style = _MARKS[row["verdict"]]
     room = max((env.width or 10_000) - 4, 24)
-    told = [(row["holds"], ""), (row["evidence"], "dim")]
+    shown_parts = [(row["holds"], ""), (row["evidence"], "dim")]
     if row["verdict"] == "broken":
-        told = [(row["holds"], "bold"), (row["evidence"], "red"), (row["risk"], "")]
-    lines = [(part, how) for text, how in told for part in textwrap.wrap(text, room)]
+        shown_parts = [(row["holds"], "bold"), (row["evidence"], "red"), (row["risk"], "")]
+    lines = [(part, how) for text, how in shown_parts for part in textwrap.wrap(text, room)]
     fix = textwrap.wrap(row["fix"], room - 5, break_on_hyphens=False)
     first, *rest = lines
     return [

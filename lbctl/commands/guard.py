@@ -284,18 +284,18 @@ def _blocked_view(data: Mapping[str, Any]) -> list[object]:
 
     ended = data["flows_ended"]
     more = f"; {plural(ended, 'open connection')} ended" if ended else ""
-    return [f"blocked: {', '.join(data['blocked'])}{more}{_told(data)}", *_note(data)]
+    return [f"blocked: {', '.join(data['blocked'])}{more}{_informed(data)}", *_note(data)]
 
 
 def _unblocked_view(data: Mapping[str, Any]) -> list[object]:
-    return [f"served again: {', '.join(data['unblocked'])}{_told(data)}", *_note(data)]
+    return [f"served again: {', '.join(data['unblocked'])}{_informed(data)}", *_note(data)]
 
 
-def _told(data: Mapping[str, Any]) -> str:
+def _informed(data: Mapping[str, Any]) -> str:
     from agent.humanise import plural
 
-    told = data["told_balancers"]
-    return f"; {plural(told, 'other balancer')} told" if told else ""
+    balancers = data["told_balancers"]
+    return f"; {plural(balancers, 'other balancer')} informed" if balancers else ""
 
 
 def _force(data: Mapping[str, Any]) -> list[object]:

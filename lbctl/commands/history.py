@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lbctl.changes import carry_out, change_lines, report, said
+from lbctl.changes import carry_out, change_lines, message_of, report
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
 from lbctl.options import (
@@ -169,4 +169,6 @@ def rollback(env: Environment, number: int, service: str | None, dry_run: bool, 
     if dry_run:
         report(env, plan)
         return
-    carry_out(env, agent, "/v1/rollback", body | said(env), plan=plan, what="Roll back", yes=yes)
+    carry_out(
+        env, agent, "/v1/rollback", body | message_of(env), plan=plan, what="Roll back", yes=yes
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lbctl.changes import order_cut, report, said
+from lbctl.changes import message_of, order_cut, report
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options, dry_run_option, message_option, yes_option
 
@@ -31,4 +31,4 @@ def reload(env: Environment, dry_run: bool, yes: bool) -> None:
     if dry_run:
         report(env, agent.post("/v1/reload", {"dry_run": True}))
         return
-    report(env, order_cut(env, agent, "/v1/reload", said(env), yes=yes))
+    report(env, order_cut(env, agent, "/v1/reload", message_of(env), yes=yes))

@@ -77,10 +77,10 @@ def list_services(
     watch(env, watch_s, once)
 
 
-def _list_view(data: Mapping[str, Any], wanted: int, there: int) -> list[object]:
+def _list_view(data: Mapping[str, Any], wanted: int, total: int) -> list[object]:
     from lbctl.views import service_table
 
-    if not there:
+    if not total:
         return ["no services yet: lbctl service add --help, or lbctl apply -f FILE"]
     rows = data["services"]
     return [service_table(rows), *left_out(len(rows), wanted)] if rows else ["no services"]
@@ -157,14 +157,14 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("totals", views.totals(data)),
         ("drops", views.reasons(data["drops_total"])),
     ]
-    pairs += _where_set(data)
+    pairs += _optional_facts(data)
     pieces = facts(env, pairs)
     if not data["backends"]:
         return [*pieces, "", f"no backends: lbctl backend add {data['name']}/NAME --address …"]
     return [*pieces, "", views.backend_table(data["backends"], with_service=False)]
 
 
-def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _failure_settings(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Yield the settings by which backends get fewer or no new flows although they are up."""
     from agent.humanise import duration
     from lbctl import loadviews
@@ -178,7 +178,7 @@ def _where_backends_fail(data: Mapping[str, Any]) -> Iterator[tuple[str, object]
         yield "slow start", f"a backend that comes up: {duration(data['slow_start_s'])}"
 
 
-def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+def _optional_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     """Yield the lines for features that only some services use."""
     from agent.humanise import exact, plural
     from lbctl import loadviews
@@ -189,7 +189,7 @@ def _where_set(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "hottest", loadviews.hottest(data["hottest_flows"])
     if data["affinity"]:
         yield "affinity", loadviews.affinity(data["affinity"])
-    yield from _where_backends_fail(data)
+    yield from _failure_settings(data)
     if data["model"]:
         yield "model", f"only backends that have loaded {data['model']}"
     if data["quic_id_bytes"]:

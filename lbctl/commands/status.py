@@ -89,9 +89,9 @@ def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:
     """Return the number of errors and warnings in the last hour, if there were any."""
     from agent.humanise import plural
 
-    told = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
+    shown = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
     hint = "lbctl events --since 1h --level warning"
-    return [("last hour", f"{', '.join(told)}: {hint}")] if told else []
+    return [("last hour", f"{', '.join(shown)}: {hint}")] if shown else []
 
 
 HOOKS = {

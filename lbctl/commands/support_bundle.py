@@ -111,23 +111,23 @@ def _parts(env: Environment) -> Iterator[tuple[str, str]]:
     }
     yield "about.json", _json(about)
     for name, path in _ASKED.items():
-        yield _told(name, partial(_asked, env, path))
-    yield _told("doctor.json", lambda: _json(examined(env)))
+        yield _part(name, partial(_answer, env, path))
+    yield _part("doctor.json", lambda: _json(examined(env)))
     for name, command in _COMMANDS.items():
-        yield _told(name, partial(_output, command))
+        yield _part(name, partial(_output, command))
     for file in _FILES:
-        yield _told(f"host/{file.name}.txt", partial(file.read_text, errors="replace"))
+        yield _part(f"host/{file.name}.txt", partial(file.read_text, errors="replace"))
 
 
-def _told(name: str, tell: Callable[[], str]) -> tuple[str, str]:
+def _part(name: str, read: Callable[[], str]) -> tuple[str, str]:
     """Return a part of the bundle; if it cannot be read, the reason."""
     try:
-        return name, tell()
+        return name, read()
     except (OSError, SteelyardError, subprocess.SubprocessError) as error:
         return f"{name}.missing", f"{error}\n"
 
 
-def _asked(env: Environment, path: str) -> str:
+def _answer(env: Environment, path: str) -> str:
     return _json(redacted(env.agent().get(path)))
 
 

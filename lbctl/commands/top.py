@@ -21,7 +21,7 @@ from lbctl.options import agent_options
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from lbctl.top import History, Place, Size, Told, View
+    from lbctl.top import Answers, History, Place, Size, View
 
 type Query = dict[str, str | int | None]
 
@@ -108,7 +108,7 @@ class Asker:
     """
 
     def __init__(self, env: Environment, interval_s: float) -> None:
-        from lbctl.top import History, Place, Told
+        from lbctl.top import Answers, History, Place
 
         self._env = env
         self._interval_s = interval_s
@@ -120,12 +120,12 @@ class Asker:
         self._status: dict[str, Any] = {}
         self._events: list[dict[str, Any]] = []
         self._slow_at = self._flows_at = -FLOWS_S
-        self.told: Told = Told(self._place.view)
+        self.answers: Answers = Answers(self._place.view)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def first(self) -> None:
         """Wait for the first answer. Raises the agent's error."""
-        self.told = self._ask(self._place)
+        self.answers = self._ask(self._place)
         self._wanted = False
         self._thread.start()
 
@@ -157,14 +157,16 @@ class Asker:
             if place.paused and not wanted:
                 continue
             try:
-                self.told = self._ask(place)
+                self.answers = self._ask(place)
             except AgentUnreachableError:
-                self.told = replace(self.told, problem="the agent does not answer; trying again")
+                self.answers = replace(
+                    self.answers, problem="the agent does not answer; trying again"
+                )
             except SteelyardError as error:
-                self.told = replace(self.told, problem=str(error).splitlines()[0])
+                self.answers = replace(self.answers, problem=str(error).splitlines()[0])
 
-    def _ask(self, place: Place) -> Told:
-        from lbctl.top import SHOWN_EVENTS, Kind, Told
+    def _ask(self, place: Place) -> Answers:
+        from lbctl.top import SHOWN_EVENTS, Answers, Kind
 
         agent, view, now = self._env.agent(5.0), place.view, time.monotonic()
         if now - self._slow_at >= SLOW_S:
@@ -173,21 +175,21 @@ class Asker:
             self._history.add("", "new", self._status["rates"]["new_flows_per_s"])
             count = KEPT_EVENTS if view.kind is Kind.EVENTS else SHOWN_EVENTS
             self._events = agent.get("/v1/events", {"limit": count})["events"]
-        told = Told(
+        answers = Answers(
             view,
             self._status,
             events=tuple(self._events),
             history=self._history,
         )
         if view.kind in (Kind.SERVICES, Kind.BACKENDS):
-            return self._list(told, place)
+            return self._list(answers, place)
         if view.kind is Kind.BACKEND:
-            return self._backend(told, view)
+            return self._backend(answers, view)
         if view.kind is Kind.FLOWS:
-            return self._flows(told, view, now)
-        return told
+            return self._flows(answers, view, now)
+        return answers
 
-    def _list(self, told: Told, place: Place) -> Told:
+    def _list(self, answers: Answers, place: Place) -> Answers:
         view = place.view
         found = self._env.agent(5.0).get(
             f"/v1/list/{view.kind.value}",
@@ -201,26 +203,26 @@ class Asker:
         )
         rows = tuple(found[view.kind.value])
         self._note(rows)
-        return replace(told, rows=rows, matched=found["matched"], total=found["total"])
+        return replace(answers, rows=rows, matched=found["matched"], total=found["total"])
 
-    def _backend(self, told: Told, view: View) -> Told:
+    def _backend(self, answers: Answers, view: View) -> Answers:
         service, _, backend = view.of.partition("/")
         query: Query = {"service": service, "backend": backend, "limit": 1}
         rows = tuple(self._env.agent(5.0).get("/v1/list/backends", query)["backends"])
         self._note(rows)
         mine: Query = {"backend": view.of, "limit": 10}
         events = self._env.agent(5.0).get("/v1/events", mine)["events"]
-        return replace(told, rows=rows, events=tuple(events))
+        return replace(answers, rows=rows, events=tuple(events))
 
-    def _flows(self, told: Told, view: View, now: float) -> Told:
-        if now - self._flows_at < FLOWS_S and self.told.view == view:
-            return replace(told, rows=self.told.rows, matched=self.told.matched)
+    def _flows(self, answers: Answers, view: View, now: float) -> Answers:
+        if now - self._flows_at < FLOWS_S and self.answers.view == view:
+            return replace(answers, rows=self.answers.rows, matched=self.answers.matched)
         self._flows_at = now
         service, _, backend = view.of.partition("/")
         query: Query = {"service": service, "backend": backend, "hottest": "true"}
         query["limit"] = self._rows
         found = self._env.agent(5.0).get("/v1/flows", query)
-        return replace(told, rows=tuple(found["flows"]), matched=found["matched"])
+        return replace(answers, rows=tuple(found["flows"]), matched=found["matched"])
 
     def _note(self, rows: tuple[dict[str, Any], ...]) -> None:
         from lbctl.top import name_of
@@ -264,18 +266,18 @@ class Screen:
         """Draw and react to keys until the person quits."""
         from lbctl.top import pressed, room_for_rows, screen, settled
 
-        drawn: tuple[Place, Told, Size] | None = None
+        drawn: tuple[Place, Answers, Size] | None = None
         while True:
-            told, size = self._asker.told, self._size()
-            room = room_for_rows(told, size)
-            place = settled(place, told, room)
+            answers, size = self._asker.answers, self._size()
+            room = room_for_rows(answers, size)
+            place = settled(place, answers, room)
             self._asker.want(place, room)
-            if drawn is None or drawn[1] is not told or drawn[::2] != (place, size):
-                self._draw(screen(place, told, size), size)
-                drawn = place, told, size
+            if drawn is None or drawn[1] is not answers or drawn[::2] != (place, size):
+                self._draw(screen(place, answers, size), size)
+                drawn = place, answers, size
             key = self._key()
             if key:
-                further = pressed(place, key, told, room)
+                further = pressed(place, key, answers, room)
                 if further is None:
                     return
                 place = further

@@ -31,11 +31,11 @@ def open_files(facts: Facts, _ask: Question) -> Iterator[Finding]:
     """Check the limit of open files: each health check in progress is an open file."""
     process = facts.agent.process
     running = process.open_files if process else None
-    limit, whose = (
+    limit, where = (
         (running, "the agent") if running is not None else (facts.host.open_files, "here")
     )
     if limit >= FEW_FILES:
-        yield Finding("open files", Verdict.OK, f"{limit} ({whose})")
+        yield Finding("open files", Verdict.OK, f"{limit} ({where})")
     elif running is not None:
         yield Finding(
             "open files",
@@ -162,22 +162,23 @@ def flow_table(facts: Facts, _ask: Question) -> Iterator[Finding]:
 def ports(facts: Facts, _ask: Question) -> Iterator[Finding]:
     """Check the source ports of fullnat. If nearly all are in use, the agent itself says so."""
     plane = (facts.agent.status or {}).get("dataplane") or {}
-    used, there = Counter[str](), Counter[str]()
+    used, available = Counter[str](), Counter[str]()
     for each in plane.get("nat_ports", ()):
         used[each["server"]] += each["used_ports"]
-        there[each["server"]] += each["ports"]
-    said = plane.get("nat_problems", ())
+        available[each["server"]] += each["ports"]
+    problems = plane.get("nat_problems", ())
     near = [
         server
         for server, count in used.items()
-        if count >= NEARLY_FULL * there[server] and not any(f" {server} " in text for text in said)
+        if count >= NEARLY_FULL * available[server]
+        and not any(f" {server} " in text for text in problems)
     ]
     for server in near:
         yield Finding(
             "fullnat ports",
             Verdict.WARNING,
-            f"{exact(used[server])} of {exact(there[server])} source ports towards {server} are in"
-            " use",
+            f"{exact(used[server])} of {exact(available[server])} source ports towards {server} are"
+            " in use",
             "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, a wider nat.ports,"
             " or more backends",
         )
@@ -191,11 +192,11 @@ def ports(facts: Facts, _ask: Question) -> Iterator[Finding]:
             f" {plural(blocks, 'block')} of ports: some pairs share one",
             f"tables: {{nat_blocks: {pairs}}} in the configuration, then {_RESTART}",
         )
-    elif pairs and not near and not said:
+    elif pairs and not near and not problems:
         yield Finding(
             "fullnat ports",
             Verdict.OK,
-            f"enough ports are free towards {plural(len(there), 'server')}",
+            f"enough ports are free towards {plural(len(available), 'server')}",
         )
 
 

@@ -49,14 +49,14 @@ def agent(facts: Facts, ask: Question) -> Iterator[Finding]:
 
 def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield the problems that the agent itself reports."""
-    said = [
+    problems = [
         ("configuration: ", about["config_problem"], _CORRECT),
         ("tables: ", about["reconcile_problem"], "journalctl -u lb-agent"),
         (_UNSAVED, about.get("unsaved_problem"), _MAKE_ROOM),
         *(("fullnat: ", each, _MORE_SOURCES) for each in plane.get("nat_problems", ())),
         *(("", each, _silence(each)) for each in plane.get("vip_problems", ())),
     ]
-    for what, problem, remedy in said:
+    for what, problem, remedy in problems:
         if problem:
             text, _, own = problem.partition("\n  remedy: ")
             yield Finding("agent", Verdict.PROBLEM, f"{what}{text}", own or remedy)

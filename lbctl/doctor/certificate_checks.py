@@ -32,20 +32,20 @@ def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
             else "renew it in place (certbot renew); the agent takes a new file within a minute"
         )
         if ended:
-            yield Finding("certificate", Verdict.PROBLEM, _said(ended, facts.now, "ended"), fix)
+            yield Finding("certificate", Verdict.PROBLEM, _expiry(ended, facts.now, "ended"), fix)
         if ending:
-            yield Finding("certificate", Verdict.WARNING, _said(ending, facts.now, "ends"), fix)
+            yield Finding("certificate", Verdict.WARNING, _expiry(ending, facts.now, "ends"), fix)
     if found and not bad:
         soonest = min(one.until for one in found if one.until is not None)
         yield Finding("certificate", Verdict.OK, f"the next one ends in {age(soonest - facts.now)}")
 
 
-def _said(these: Sequence[tuple[float, Certificate]], now: float, verb: str) -> str:
+def _expiry(these: Sequence[tuple[float, Certificate]], now: float, verb: str) -> str:
     """Return the certificates that expire first, in words."""
     ordered = sorted(these, key=lambda each: each[0])
     named = ", ".join(one.where for _, one in ordered[:_NAMED])
     more = f" and {len(these) - _NAMED} more" if len(these) > _NAMED else ""
-    apart = age(abs(ordered[0][0] - now))
-    when = f"{apart} ago" if verb == "ended" else f"in {apart}"
+    distance = age(abs(ordered[0][0] - now))
+    when = f"{distance} ago" if verb == "ended" else f"in {distance}"
     first = " (the first)" if len(these) > 1 else ""
     return f"of {named}{more}: {verb} {when}{first}"

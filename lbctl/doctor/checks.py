@@ -35,7 +35,7 @@ HOST: tuple[Check, ...] = (
 INTERFACE: tuple[Check, ...] = (
     interface_checks.exists,
     hook_checks.native_xdp,
-    hook_checks.stranger,
+    hook_checks.other_xdp,
     hook_checks.filters,
     interface_checks.mtu,
     interface_checks.tunnel_mtu,

@@ -110,7 +110,7 @@ def redirect(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding("redirect", Verdict.OK, f"XDP can send between {', '.join(names)}")
 
 
-def stranger(facts: Facts, ask: Question) -> Iterator[Finding]:
+def other_xdp(facts: Facts, ask: Question) -> Iterator[Finding]:
     """Check whether another XDP program is attached to the interface."""
     link = facts.link(ask.interface)
     if link is None:
@@ -153,14 +153,16 @@ def filters(facts: Facts, ask: Question) -> Iterator[Finding]:
         yield Finding("tc", Verdict.UNKNOWN, "filters cannot be read", "apt-get install iproute2")
         return
     first = [one for one in link.filters if one.priority < TC_PRIORITY]
-    there = [
+    others = [
         one
         for one in link.filters
         if one.priority == TC_PRIORITY
         and not (one.program is not None and facts.is_ours(one.program))
     ]
-    named = ", ".join(f"{one.name or one.kind} (priority {one.priority})" for one in first or there)
-    if there and not first:
+    named = ", ".join(
+        f"{one.name or one.kind} (priority {one.priority})" for one in first or others
+    )
+    if others and not first:
         yield Finding(
             "tc",
             Verdict.PROBLEM if facts.host.root else Verdict.UNKNOWN,

@@ -102,7 +102,7 @@ def test_unblocking_names_whom(run, agent) -> None:
     assert run("guard", "unblock", "198.51.100.7").out == "served again: 198.51.100.7\n"
     agent.told = 2
     out = run("guard", "block", "198.51.100.7").out
-    assert out.endswith("2 open connections ended; 2 other balancers told\n")
+    assert out.endswith("2 open connections ended; 2 other balancers informed\n")
     agent.moves.pop()
     assert agent.moves == [("unblock", {"prefixes": ["198.51.100.7"]})]
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from lbctl.top import (
     SORTS,
+    Answers,
     History,
     Kind,
     Place,
     Size,
-    Told,
     View,
     pressed,
     room_for_rows,
@@ -43,7 +43,7 @@ KEYS = ("up", "down", "left", "right", "enter", "esc", "tab", "home", "end", "pa
 WIDE, NARROW = Size(200, 50), Size(80, 24)
 
 
-def told_of(view: View, count: int = 60) -> Told:
+def answers_of(view: View, count: int = 60) -> Answers:
     """The agent's answer for a view, with so many backends in all."""
     rows: list[dict[str, Any]] = []
     if view.kind is Kind.SERVICES:
@@ -55,22 +55,22 @@ def told_of(view: View, count: int = 60) -> Told:
     elif view.kind is Kind.FLOWS:
         rows = [dict(FLOW)]
     found = [row for row in rows if view.match in row.get("name", "")]
-    return Told(view, STATUS, tuple(found[view.first :]), len(found), len(rows), (EVENT,))
+    return Answers(view, STATUS, tuple(found[view.first :]), len(found), len(rows), (EVENT,))
 
 
-def answered(place: Place, size: Size = NARROW) -> tuple[Place, Told]:
+def answered(place: Place, size: Size = NARROW) -> tuple[Place, Answers]:
     """A place with its answer, the cursor where it belongs."""
-    told = told_of(place.view)
-    return settled(place, told, room_for_rows(told, size)), told
+    answers = answers_of(place.view)
+    return settled(place, answers, room_for_rows(answers, size)), answers
 
 
 def after(*keys: str, place: Place | None = None) -> Place:
     """The place that some keys lead to."""
-    place, told = answered(place or Place())
+    place, answers = answered(place or Place())
     for key in keys:
-        found = pressed(place, key, told, room_for_rows(told, NARROW))
+        found = pressed(place, key, answers, room_for_rows(answers, NARROW))
         assert found is not None
-        place, told = answered(found)
+        place, answers = answered(found)
     return place
 
 
@@ -88,8 +88,8 @@ def test_enter_goes_in_and_escape_comes_back():
 
 
 def test_q_leaves_but_not_out_of_a_filter():
-    place, told = answered(Place())
-    assert pressed(place, "q", told, 9) is None
+    place, answers = answered(Place())
+    assert pressed(place, "q", answers, 9) is None
     assert after("/", "q").view.match == "q"
 
 
@@ -111,30 +111,30 @@ def test_sorting_goes_round_and_starts_at_the_top():
 
 
 def test_the_cursor_stays_on_its_row_when_the_order_changes():
-    place, told = answered(after("down", "down"))
-    other = replace(told, rows=tuple(reversed(told.rows)))
+    place, answers = answered(after("down", "down"))
+    other = replace(answers, rows=tuple(reversed(answers.rows)))
     moved = settled(place, other, 10)
     assert (moved.view.selected, moved.view.cursor) == ("chat-2", 57)
     assert moved.view.first <= 57 < moved.view.first + 10
-    gone = settled(place, replace(told, rows=told.rows[:2], matched=2), 10)
+    gone = settled(place, replace(answers, rows=answers.rows[:2], matched=2), 10)
     assert (gone.view.selected, gone.view.cursor) == ("chat-1", 1)
-    assert settled(place, replace(told, rows=(), matched=0), 10).view.selected == ""
+    assert settled(place, replace(answers, rows=(), matched=0), 10).view.selected == ""
 
 
 @given(st.lists(st.sampled_from(KEYS), max_size=30), st.sampled_from([NARROW, WIDE, Size(40, 8)]))
 def test_whatever_is_pressed_the_screen_is_whole(keys: list[str], size: Size):
-    place, told = answered(Place(), size)
+    place, answers = answered(Place(), size)
     for key in keys:
-        room = room_for_rows(told, size)
-        further = pressed(place, key, told, room)
+        room = room_for_rows(answers, size)
+        further = pressed(place, key, answers, room)
         assert further is not None
-        place, told = answered(further, size)
-        shown = screen(place, told, size)
+        place, answers = answered(further, size)
+        shown = screen(place, answers, size)
         assert len(shown) == size.height
         assert all(len(line.plain) <= size.width for line in shown)
-        if place.view.kind in (Kind.SERVICES, Kind.BACKENDS) and told.matched:
+        if place.view.kind in (Kind.SERVICES, Kind.BACKENDS) and answers.matched:
             view = place.view
-            assert view.first <= view.cursor < view.first + room_for_rows(told, size)
+            assert view.first <= view.cursor < view.first + room_for_rows(answers, size)
             chosen = [n for n, line in enumerate(shown) if line.style == "reverse"]
             assert len(chosen) == 2, "the title, and the row with the cursor"
             assert view.selected.rpartition("/")[2] in shown[chosen[1]].plain
@@ -143,17 +143,17 @@ def test_whatever_is_pressed_the_screen_is_whole(keys: list[str], size: Size):
 # -- the screen
 
 
-def text_of(place: Place, told: Told, size: Size) -> str:
-    return "\n".join(line.plain for line in screen(place, told, size))
+def text_of(place: Place, answers: Answers, size: Size) -> str:
+    return "\n".join(line.plain for line in screen(place, answers, size))
 
 
 @pytest.mark.parametrize("size", [NARROW, WIDE])
 def test_services_problems_and_events_are_on_one_screen(size: Size):
-    place, told = answered(Place(), size)
-    told = replace(told, status=STATUS | {"unserved": [
+    place, answers = answered(Place(), size)
+    answers = replace(answers, status=STATUS | {"unserved": [
         {"service": "chat", "since_s": 7.0, "reason": "none of 3 backends is up", "clients": "drop"}
     ]})  # fmt: skip
-    shown = text_of(place, told, size)
+    shown = text_of(place, answers, size)
     assert "edge-1: balancing on eth0" in shown
     assert "service chat serves nobody for 7s" in shown
     assert "services   60 of 60   by state" in shown
@@ -163,8 +163,10 @@ def test_services_problems_and_events_are_on_one_screen(size: Size):
 
 
 def test_an_agent_that_is_away_is_said_above_what_it_said_last():
-    place, told = answered(Place())
-    shown = text_of(place, replace(told, problem="the agent does not answer; trying again"), NARROW)
+    place, answers = answered(Place())
+    shown = text_of(
+        place, replace(answers, problem="the agent does not answer; trying again"), NARROW
+    )
     assert "does not answer" in shown
     assert "chat-0" in shown
 
@@ -175,19 +177,19 @@ def test_one_backend_is_shown_in_full_with_its_trends():
     for value in (1.0, 5.0, 10.0):
         history.add("chat/gpu-1", "new", value)
         history.add("chat/gpu-1", "queue", None)
-    shown = text_of(place, replace(told_of(place.view), history=history), Size(120, 50))
+    shown = text_of(place, replace(answers_of(place.view), history=history), Size(120, 50))
     assert "backend chat/gpu-1" in shown
     assert "287ms/1.9s" in shown
     assert "▁▅█" in shown
     assert "queue" not in shown, "nothing was reported"
-    gone = replace(told_of(place.view), rows=())
+    gone = replace(answers_of(place.view), rows=())
     assert "this backend was removed" in text_of(place, gone, NARROW)
 
 
 def test_a_terminal_that_is_too_small_is_told_so():
-    place, told = answered(Place())
-    assert "too small" in text_of(place, told, Size(39, 24))
-    assert len(screen(place, told, Size(30, 2))) == 2
+    place, answers = answered(Place())
+    assert "too small" in text_of(place, answers, Size(39, 24))
+    assert len(screen(place, answers, Size(30, 2))) == 2
 
 
 def test_sparklines_are_as_high_as_their_largest_value():
