@@ -167,7 +167,7 @@ def go_on_through_the_other(here: Site) -> bool:
 
 
 def counted(here: Site, balancer: str, what: str) -> int:
-    return int(here.on(balancer).get("/v1/failover")["flow_sync"][f"{what}_total"])
+    return int(here.on(balancer).get("/v1/failover")["flow_sync"]["packets_total"][what])
 
 
 def test_connections_that_only_the_other_balancer_knows_go_on(here: Site) -> None:

@@ -31,7 +31,7 @@ from tests.unit.state.world import TABLES, A, B, hop, status, surroundings, web
 JIFFIES = 5000 << CLOCK.shift
 FACTS = AgentFacts("0.1.0", "test", 1, 0.0, "agent.yaml", "virtio_net")
 
-NO_COMPANIONS = SimpleNamespace(said=lambda _: "", key_names=lambda _: ())
+NO_COMPANIONS = SimpleNamespace(problem_of=lambda _: "", key_names=lambda _: ())
 
 
 @dataclass
