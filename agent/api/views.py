@@ -23,6 +23,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceState,
+    Timeouts,
     Via,
 )
 from agent.state.causes import Cause, Troubles, Unserved
@@ -192,14 +193,18 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "not_replied_packets_total": view.not_replied,
         "flows_not_recorded_total": view.not_recorded,
         "drops_total": dict(view.drops),
-        "timeouts_s": {
-            "embryonic": configured.timeouts.embryonic_s,
-            "acked": configured.timeouts.acked_s,
-            "established": configured.timeouts.established_s,
-            "closing": configured.timeouts.closing_s,
-        },
+        "timeouts_s": _timeouts(configured.timeouts),
         "health_check": _health_check(configured),
         "backends": [_backend(configured, backend, at, recent) for backend in view.backends],
+    }
+
+
+def _timeouts(timeouts: Timeouts) -> Json:
+    return {
+        "embryonic": timeouts.embryonic_s,
+        "acked": timeouts.acked_s,
+        "established": timeouts.established_s,
+        "closing": timeouts.closing_s,
     }
 
 

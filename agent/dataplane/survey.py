@@ -236,8 +236,8 @@ def survey(
 ) -> Survey:
     """Read the whole table.
 
-    ``now`` is in ticks; ``now_ns`` is of the clock by which requests are timed, by default its
-    present time. ``patience_ns``: how long a request may wait, by backend id.
+    ``now`` is in ticks, ``now_ns`` of the clock that times requests (by default its present time),
+    ``patience_ns``, how long a request may wait, by backend id.
     """
     backends = tables.backends
     service = backends["service"].astype(np.int64)
@@ -253,11 +253,7 @@ def survey(
     idle = idle_ticks(low, now)
     each += _recent_offset(low, idle)
     counts = np.bincount(each, minlength=_IDS * 8).reshape(_IDS, 8)
-    limits = np.full((_IDS, 8), -1, dtype=np.int32)  # ids of no backend: expired at once
-    limits[ids] = backends["timeout_ticks"][ids]
-    limits[0, abi.FlowState.CLOSING] = ENDED_TICKS
-    limits[ids, _RECENT] = limits[ids, abi.FlowState.ESTABLISHED]
-    over = idle > limits.reshape(-1)[each]
+    over = idle > _timeout_ticks(backends, ids)[each]
     of_backends = np.where(service[:, np.newaxis] != 0, counts[: len(backends)], 0)
     recent = of_backends[:, _RECENT].copy()
     by_state = counts.sum(axis=0)
@@ -297,6 +293,15 @@ def survey(
         before=before,
         after=after,
     )
+
+
+def _timeout_ticks(backends: Table, ids: Counts) -> npt.NDArray[np.int32]:
+    """Return the timeouts of flows in ticks, by backend id and state as one index."""
+    limits = np.full((_IDS, 8), -1, dtype=np.int32)  # ids of no backend: expired at once
+    limits[ids] = backends["timeout_ticks"][ids]
+    limits[0, abi.FlowState.CLOSING] = ENDED_TICKS
+    limits[ids, _RECENT] = limits[ids, abi.FlowState.ESTABLISHED]
+    return limits.reshape(-1)
 
 
 def _nat_used(tables: SharedTables, slots: Counts, backend: Counts) -> Counts:

@@ -17,6 +17,7 @@ from agent.health.patience import Patience
 from agent.health.probe import duration
 from agent.health.probe import probe as probe_server
 from agent.health.rules import (
+    SIZES_EVERY_S,
     ProbeResult,
     checking,
     due,
@@ -67,6 +68,19 @@ class Target:
     initial: HealthStatus | None = None
     way: Way | None = None
 
+
+@dataclass(frozen=True, slots=True)
+class _Full:
+    """The last full packet by a way: when it was sent, why it counts as lost (empty: it was
+    answered), and when the sizes that arrive were looked for. All by the event loop's clock.
+    """
+
+    sent_s: float
+    lost: str = ""
+    sized_s: float = -math.inf
+
+
+_NEVER = _Full(-math.inf)
 
 type Key = tuple[HealthCheck, Address, int, BackendRef | None]
 
@@ -126,7 +140,7 @@ class HealthMonitor:
         # Services of which some backend has answered by its way, or has answered a full packet.
         self._answered: set[str] = set()
         self._widely: set[str] = set()
-        self._wide_at: dict[Way, float] = {}  # when a full packet was last answered
+        self._full: dict[Way, _Full] = {}  # the last full packet that was sent
         self._group: asyncio.TaskGroup | None = None
         self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
@@ -202,7 +216,7 @@ class HealthMonitor:
     def _leave(self, ref: BackendRef) -> None:
         key = _key(ref, self._targets[ref])
         if (way := self._targets[ref].way) is not None:
-            self._wide_at.pop(way, None)
+            self._full.pop(way, None)
         self._members[key].remove(ref)
         if not self._members[key]:
             del self._members[key]
@@ -269,12 +283,20 @@ class HealthMonitor:
             return dict.fromkeys((way for way, _ in known), result)
         found: dict[Way | None, ProbeResult] = {way: result for way, _ in known if way is None}
         if ways := ways_to_ask(known, turn):
-            asked = await asyncio.gather(*(self._along(way, result, limit_s) for way in ways))
+            counts = {self._targets[ref].way for ref in refs if ref.service in self._widely}
+            asked = await asyncio.gather(
+                *(self._along(way, result, limit_s, way in counts) for way in ways)
+            )
             found |= zip(ways, asked, strict=True)
         return found
 
-    async def _along(self, way: Way, result: ProbeResult, limit_s: float) -> ProbeResult:
-        """Return the result by this way, of a server that answers well at its own address."""
+    async def _along(
+        self, way: Way, result: ProbeResult, limit_s: float, counts: bool
+    ) -> ProbeResult:
+        """Return the result by this way, of a server that answers well at its own address.
+
+        ``counts``: whether a lost full packet counts against the backend.
+        """
         try:
             async with self._patience.timeout(limit_s):
                 answer = await self._through(way, 0)
@@ -285,20 +307,31 @@ class HealthMonitor:
         if answer.wrong:
             return lost(answer.wrong)
         reached = replace(result, reached=True)
-        now = asyncio.get_running_loop().time()
-        if not answer.full or not is_full_due(now - self._wide_at.get(way, -math.inf)):
-            return reached
-        wide = await self._passes(way, answer.full, limit_s)
-        if wide is None:
-            return reached
-        if wide:
-            self._wide_at[way] = now
-            return replace(reached, wide=True)
-        self._wide_at.pop(way, None)
-        sizes = smaller_sizes(answer.full)
+        return await self._widely_along(way, answer.full, reached, limit_s, counts)
+
+    async def _widely_along(
+        self, way: Way, size: int, reached: ProbeResult, limit_s: float, counts: bool
+    ) -> ProbeResult:
+        """Return the result with what became of a packet of ``size`` bytes, now or lately."""
+        last, now = self._full.get(way, _NEVER), asyncio.get_running_loop().time()
+        if size and is_full_due(now - last.sent_s, bool(last.lost), counts):
+            passes = await self._passes(way, size, limit_s)
+            if passes is None:
+                return reached
+            if passes:
+                self._full[way] = _Full(now)
+                return replace(reached, wide=True)
+            if now - last.sized_s >= SIZES_EVERY_S or not last.lost:
+                last = _Full(now, await self._lost(way, size, limit_s), now)
+            self._full[way] = last = replace(last, sent_s=now)
+        return replace(reached, ok=False, detail=last.lost, narrow=True) if last.lost else reached
+
+    async def _lost(self, way: Way, full: int, limit_s: float) -> str:
+        """Say that full packets are lost, and find the largest size that arrives."""
+        sizes = smaller_sizes(full)
         passed = await asyncio.gather(*(self._passes(way, size, limit_s) for size in sizes))
         widest = max((size for size, ok in zip(sizes, passed, strict=True) if ok), default=0)
-        return replace(reached, ok=False, detail=narrow(way, answer.full, widest), narrow=True)
+        return narrow(way, full, widest)
 
     async def _passes(self, way: Way, size: int, limit_s: float) -> bool | None:
         """Return whether a packet of that size is answered; None if it cannot be sent."""

@@ -11,7 +11,8 @@ from agent.state.way import Way
 FIRST_WITHIN_S = 0.5  # first checks are spread over this long, or the interval if shorter
 CHANGING_SPEEDUP = 2.0
 SHORTEST_DELAY_S = 0.01
-FULL_EVERY_S = 6.0  # how often a full packet is tried; while it is lost, at each check
+FULL_EVERY_S = 6.0  # how often a full packet is tried
+SIZES_EVERY_S = 60.0  # how often, while it is lost, the sizes that arrive are looked for
 MOST_WAYS = 8  # the most ways by which a server is asked at each check
 VAGUE_S = 10.0  # for so long after a refusal, silence says nothing
 
@@ -142,9 +143,13 @@ def ways_to_ask(known: Iterable[tuple[Way | None, HealthStatus]], turn: int) -> 
     return urgent + (others + others)[first : first + room]
 
 
-def is_full_due(since_s: float) -> bool:
-    """Return whether to try a full packet again, so long after the last one was answered."""
-    return since_s >= FULL_EVERY_S
+def is_full_due(since_s: float, is_lost: bool, counts: bool) -> bool:
+    """Return whether to send a full packet again, that long after the last one.
+
+    While it is lost and that ``counts`` against the backend, each check tries it. Where it does not
+    count, because nobody answers full packets, that would only be a load.
+    """
+    return since_s >= FULL_EVERY_S or (is_lost and counts)
 
 
 def lost(wrong: str) -> ProbeResult:

@@ -20,6 +20,7 @@ from lbctl.audit.rules import (
     not_applicable,
     unknown,
 )
+from lbctl.environment import DEFAULT_SOCKET
 
 _SCRAPED_WITHIN_S = 300.0
 _BY_VIP = ("dsr", "ipip", "gue")
@@ -79,7 +80,9 @@ def api(seen: Seen) -> Iterator[Finding]:
     mode = stat.S_IMODE(seen.socket_mode)
     evidence = f"the API's socket has mode {mode:04o}"
     others = mode & stat.S_IRWXO
-    yield from check(not others, evidence, f"chmod o-rwx {seen.config.get('socket', 'it')}")
+    yield from check(
+        not others, evidence, f"chmod o-rwx {seen.config.get('socket', DEFAULT_SOCKET)}"
+    )
 
 
 def metrics_listen(seen: Seen) -> Iterator[Finding]:

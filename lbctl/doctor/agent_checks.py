@@ -214,8 +214,8 @@ def lists(facts: Facts, _ask: Question) -> Iterator[Finding]:
     yield Finding(
         "blocks and lists",
         Verdict.WARNING,
-        f"{text}: a list that changes is rebuilt beside the old one, and all lists at a restart,"
-        " so there may be no room for it then, and the old one stays",
+        f"{text}: a list that changes is rebuilt beside the old one, so there may be no room for"
+        " it then, and the old one stays",
         f"tables: {{guard_nodes: {2 * room}}} in the configuration, then {_RESTART}",
     )
 

@@ -20,7 +20,7 @@ from agent.model import (
     HealthCheck,
     HealthStatus,
 )
-from agent.state.way import Answer, Way
+from agent.state.way import Answer, Way, smaller_sizes
 from tests.unit.health.targets import check_exactly
 
 CHECK = HealthCheck(interval_s=0.02, timeout_s=0.01, rise=2, fall=2)
@@ -492,7 +492,7 @@ def test_a_way_on_which_full_packets_are_lost_takes_a_backend_out_and_says_what_
         check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
         await watch.until_health(REF, Health.UP)
         assert 1500 in watch.sizes
-        watch.monitor._wide_at.clear()  # six seconds later
+        watch.monitor._full.clear()  # six seconds later
         watch.most[WAY] = 1400
         await watch.until_health(REF, Health.DOWN)
         assert watch.monitor.status(REF).reason == NARROW
@@ -514,6 +514,22 @@ def test_where_no_backend_answers_full_packets_none_is_down_for_it() -> None:
         assert status.health is Health.UP
         assert "small ones arrive" in status.reason
         assert "(no backend of the service answers full packets: it counts as up)" in status.reason
+        sent = len([size for size in watch.sizes if size])
+        assert sent == 1 + len(smaller_sizes(1500)), "not again at each check"
+
+    play(story)
+
+
+def test_while_full_packets_are_lost_the_sizes_are_looked_for_once_a_minute() -> None:
+    async def story(watch: Watch) -> None:
+        check_exactly(watch.monitor, {REF: replace(TARGET, way=WAY)})
+        await watch.until_health(REF, Health.UP)
+        watch.monitor._full.clear()  # six seconds later
+        watch.most[WAY] = 1400
+        await watch.until_health(REF, Health.DOWN)
+        await watch.until_probed(5)
+        assert watch.sizes.count(1500) > 3
+        assert watch.sizes.count(1400) == 1
 
     play(story)
 
