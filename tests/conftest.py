@@ -7,18 +7,19 @@ import shutil
 import signal
 import sys
 import tempfile
+import zlib
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from tests.pairs import covering
+from tests.pairs import HOOKED, covering
 
 # The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
 # of a CI. `make soak` draws others, and more of them (examples.py).
 settings.register_profile(
-    "same", max_examples=40, deadline=None, derandomize=True, database=None,
+    "same", max_examples=20, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.register_profile(
@@ -63,6 +64,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ]
         for place in set(range(len(product))) - covering(values):
             product[place].add_marker("soak")
+    _take_turns(items)
+
+
+def _take_turns(items: list[pytest.Item]) -> None:
+    """Of the cases of a test for both hooks, give one half to XDP and the other to tc.
+
+    Both run the same walk over the packet; what they do otherwise, cases of each test meet. The
+    soak has each case at both. A test without other parameters is for both all the same.
+    """
+    tests: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and "hooked" in item.fixturenames:
+            name, _, values = item.nodeid.partition("[")
+            case = "-".join(part for part in values[:-1].split("-") if part not in HOOKED)
+            tests.setdefault(name, {}).setdefault(case, []).append(item)
+    for cases in tests.values():
+        # In an order of its own, or one family of addresses would be XDP's and the other tc's.
+        for turn, case in enumerate(sorted(cases, key=lambda case: zlib.crc32(case.encode()))):
+            pair = cases[case]
+            if len(cases) > 1 and len(pair) == len(HOOKED):
+                pair[turn % len(HOOKED)].add_marker("soak")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+HOOKED = ("xdp", "tc")  # the values of the parameter of packet tests that are for both hooks
+
 type Case = Sequence[tuple[str, object]]  # parameters and their values
 
 

@@ -197,9 +197,8 @@ def test_tables_of_other_sizes_do_not_fit(compiled: Dataplane, other: Tables):
     assert not tables.fits_pinned(compiled.pins, sizes(other, possible_cpus()))
 
 
-@pytest.mark.parametrize(
-    "other", [OTHERS[0], *(pytest.param(other, marks=pytest.mark.soak) for other in OTHERS[1:])]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("other", OTHERS)
 def test_tables_pinned_with_other_sizes_give_way_to_new_ones(instance: str, other: Tables):
     """Without a program that uses them nobody misses them."""
     harness.load(Config(instance, "lo", tables=harness.SMALL), (harness.service(),))

@@ -40,6 +40,7 @@ def moved(before: dict[tuple[str, int], str], after: dict[tuple[str, int], str])
     return {flow for flow, backend in before.items() if after.get(flow, backend) != backend}
 
 
+@pytest.mark.soak
 def test_other_table_sizes_cost_no_request_and_no_flow(lab: Site) -> None:
     """Not even where the agent is killed on the way."""
     with lab.load(rate=300, keep_alive=HELD) as load:

@@ -112,7 +112,8 @@ def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_
         assert (filters(on), attached_xdp(on)) == ([], theirs)
 
 
-@pytest.mark.parametrize("hook", [Hook.NATIVE, pytest.param(Hook.TC, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("hook", [Hook.NATIVE, Hook.TC])
 def test_two_interfaces_carry_the_two_directions_of_nat(hook: Hook) -> None:
     with site(name="st-hook", backends=2, forward=Forward.NAT, arms=2, hook=hook) as on:
         assert status(on)["backend_interfaces"] == ["eth1"]

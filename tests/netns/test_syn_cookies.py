@@ -39,11 +39,12 @@ table inet seen {{
 """  # of clients: health checks come from the balancer
 
 
-# The soak has all of them: a lab takes seconds, and the servers of gue do the same.
+# The soak has all of them: a lab takes seconds, and the servers of the others do the same.
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(mode, marks=pytest.mark.soak if mode is Forward.IPIP else ()) for mode in MODES
+        pytest.param(mode, marks=pytest.mark.soak if mode is not Forward.DSR else ())
+        for mode in MODES
     ],
     ids=lambda mode: mode.value,
 )
@@ -292,6 +293,7 @@ def test_what_somebody_takes_away_is_put_back_and_at_the_end_all_is_undone(here:
     assert not attached()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("here", [Forward.GUE], indirect=True)
 def test_it_takes_the_outer_header_off_too(here: Site) -> None:
     """In the place of `lb-agent decap`, which the lab has put there, and from balancers only."""

@@ -14,6 +14,7 @@ from agent.dataplane import pins
 from agent.dataplane.program import Dataplane, require_root
 from agent.model import Config, Hook
 from tests.packet import harness, nodes
+from tests.pairs import HOOKED
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +45,7 @@ def loaded() -> Iterator[Dataplane]:
 @pytest.fixture
 def rig(loaded: Dataplane) -> Iterator[harness.Rig]:
     """The data plane, empty."""
-    rig = harness.Rig(loaded)
+    rig = harness.Rig(loaded, is_empty=True)
     yield rig
     rig.reset()
 
@@ -77,13 +78,13 @@ def loaded_tc() -> Iterator[Dataplane]:
         pins.remove(dataplane.pins)
 
 
-@pytest.fixture(params=["xdp", "tc"])
+@pytest.fixture(params=HOOKED)
 def hooked(request: pytest.FixtureRequest) -> Iterator[harness.Rig]:
     """The data plane, empty, for one hook after the other."""
     if request.param == "tc":
-        hooked: harness.Rig = harness.TcRig(request.getfixturevalue("loaded_tc"))
+        hooked: harness.Rig = harness.TcRig(request.getfixturevalue("loaded_tc"), is_empty=True)
     else:
-        hooked = harness.Rig(request.getfixturevalue("loaded"))
+        hooked = harness.Rig(request.getfixturevalue("loaded"), is_empty=True)
     yield hooked
     hooked.reset()
 
@@ -104,7 +105,7 @@ def loaded_other() -> Iterator[Dataplane]:
 @pytest.fixture
 def other(loaded_other: Dataplane) -> Iterator[harness.Rig]:
     """The second node, empty; it draws from other rings."""
-    rig = harness.Rig(loaded_other)
+    rig = harness.Rig(loaded_other, is_empty=True)
     rig.config = replace(rig.config, tables=nodes.OTHER, nat=nodes.NAT, hash_seed=7)
     yield rig
     rig.reset()

@@ -154,7 +154,7 @@ def test_congestion_marks_are_combined_as_rfc_6040_says(
 
 
 def test_the_ipv4_checksum_follows_the_mark_whatever_it_was(decap: Decap):
-    for ident in range(0, 65_536, 37):
+    for ident in (*range(0, 65_536, 211), 65_535):
         inner = tcp("A", id=ident, tos=ECT0)
         done = decap(with_ecn(wrapped(4, inner), CE))
         assert done.data == with_ecn(inner, CE), ident

@@ -212,6 +212,7 @@ def test_histories_end_as_the_model_says(still: Rig, seed: int, parts: int):
     assert min(done[what] for what in SELDOM) > 0, done
 
 
+@pytest.mark.soak
 def test_histories_end_alike_under_tc(still_tc: Rig):
     """BPF_PROG_TEST_RUN hides a tag that is put on, and refuses what is shorter than IP headers."""
     plain = Surroundings(AROUND.mtu, zones=ZONES)

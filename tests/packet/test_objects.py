@@ -160,6 +160,7 @@ def test_what_the_kernel_refuses_is_compiled_anew(
     assert replace(objects.unpacked(kept.read_bytes()), btf=b"") == replace(whole, btf=b"")
 
 
+@pytest.mark.soak
 def test_it_is_compiled_in_a_thread_as_well(instance: str):
     """As the agent does: there, what BCC allocates has addresses of more than 32 bits."""
     with ThreadPoolExecutor(1) as pool:

@@ -28,6 +28,7 @@ def held() -> Counter[str]:
     return found
 
 
+@pytest.mark.soak
 def test_descriptors_do_not_grow_with_swaps(
     instance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

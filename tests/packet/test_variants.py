@@ -154,7 +154,7 @@ def test_any_combination_of_features_is_small_enough_for_the_verifier(
 @pytest.mark.parametrize(
     ("hook", "features"),
     [
-        (Hook.AUTO, Features(nat=True)),
+        pytest.param(Hook.AUTO, Features(nat=True), marks=pytest.mark.soak),
         (Hook.TC, Features(ipv6=True, nat=True, waiting=True)),
         pytest.param(Hook.AUTO, Features(gue=True), marks=pytest.mark.soak),
         pytest.param(Hook.AUTO, Features(ipip=True), marks=pytest.mark.soak),

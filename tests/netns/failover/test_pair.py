@@ -157,9 +157,8 @@ def test_a_master_stays_master_while_its_agent_swaps_the_program(here: Pair) -> 
     assert not rushed.failed, rushed.failed[:3]
 
 
-@pytest.mark.parametrize(
-    "delay_s", [pytest.param(0.0, marks=pytest.mark.soak), 0.7], ids=["near", "far"]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("delay_s", [0.0, 0.7], ids=["near", "far"])
 def test_nobody_notices_that_both_processes_are_stopped_at_one_moment(
     here: Pair, delay_s: float
 ) -> None:
