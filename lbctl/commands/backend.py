@@ -9,10 +9,11 @@ import click
 
 from agent.config.durations import parse_duration
 from agent.errors import ApiError
-from agent.humanise import plural
+from agent.humanise import age, plural
 from agent.model import AdminState, BackendRef, BackendState
 from lbctl.changes import Order, RefusedError, change, change_silently, remove, require
 from lbctl.commands.service import get_service
+from lbctl.draining import Draining
 from lbctl.environment import Environment, pass_environment
 from lbctl.groups import SuggestingGroup
 from lbctl.listing import Sorts, left_out, list_options, listed
@@ -299,7 +300,12 @@ def set_backend(
     change(env, _order("backend.set", ref, values), dry_run=dry_run)
 
 
-wait_option = click.option("--wait", is_flag=True, help="Return when its last flow has ended.")
+wait_option = click.option(
+    "--wait",
+    is_flag=True,
+    help="Return when its last flow has ended; say how many are left and about how long the last "
+    "one takes.",
+)
 wait_limit_option = click.option(
     "--wait-limit",
     type=click.FloatRange(min=0),
@@ -343,15 +349,20 @@ def await_empty(env: Environment, refs: Iterable[BackendRef], limit_s: float) ->
 
 
 def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None:
-    waited_s, shown = 0.0, -1
+    waited_s, shown, draining = 0.0, -1, Draining()
     while flows := int(get_backend(env, ref)["flows_established"]):
+        draining.saw(waited_s, flows)
         if waited_s >= limit_s:
             raise RefusedError(
                 f"{ref} still has {plural(flows, 'established flow')} after {limit_s:g} s",
                 remedy=f"lbctl flows --backend {ref} shows them; --wait-limit waits longer",
             )
         if flows != shown:
-            env.note(f"waiting: {plural(flows, 'established flow')}")
+            left_s = draining.left_s()
+            about = (
+                "" if left_s is None else f"; the last one ends in about {age(round(left_s, -1))}"
+            )
+            env.note(f"waiting: {plural(flows, 'established flow')}{about}")
             shown = flows
         env.sleep(WAIT_POLL_S)
         waited_s += WAIT_POLL_S

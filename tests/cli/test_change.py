@@ -274,6 +274,20 @@ def test_drain_waits_for_the_last_flow(agent, run):
     assert "chat/gpu-1 has no established flows" in result.err
 
 
+def test_who_waits_is_told_when_the_last_flow_will_have_ended(agent, run):
+    one = agent.services[0]["backends"][0]
+
+    def sleep(seconds: float) -> None:
+        if seconds == 1.0:
+            one["flows_established"] //= 2
+
+    result = run("backend", "drain", "chat/gpu-1", "--wait", sleep=sleep)
+    assert result.code == 0
+    first, second = [line for line in result.err.splitlines() if "waiting: " in line][:2]
+    assert first.endswith("waiting: 321 established flows")
+    assert second.endswith("waiting: 160 established flows; the last one ends in about 10s")
+
+
 def test_a_removal_can_drain_first(agent, run):
     agent.changes = [REMOVAL]
     naps: list[float] = []
