@@ -246,6 +246,21 @@ AGENT = (
            "return frozenset(found)", "return frozenset()", ("netns/test_network.py",)),
     Mutant("who answers once for a VIP is named at once", "agent/state/claims.py",
            "BELIEVED_ROUNDS = 2", "BELIEVED_ROUNDS = 1", ("unit/state/test_claims.py",)),
+    Mutant("a failed check makes a pass over all services", "agent/core.py",
+           "self.passes.wake((ref.service,))", "self.passes.wake()", ("unit/test_core.py",)),
+    Mutant("a neighbour that was forgotten at a restart is believed for ever", "agent/core.py",
+           "if hop.mac is None and time.monotonic() < self._adopted_until:",
+           "if hop.mac is None:", ("unit/test_core.py",)),
+    Mutant("the audit stops at its first round", "agent/core.py",
+           "first = self._audit_at if self._audit_at < len(services) else 0.0",
+           "first = self._audit_at", ("unit/test_core.py",)),
+    Mutant("a start is not cut off by SIGTERM", "agent/daemon.py",
+           "        working.cancel()\n", "", ("unit/test_daemon.py",)),
+    Mutant("the program is loaded before the socket is had", "agent/daemon.py",
+           "    server.listen()  # before anything is changed, because it may fail\n    try:\n"
+           "        await core.load()\n",
+           "    try:\n        await core.load()\n        server.listen()\n",
+           ("unit/test_daemon.py",)),
 )  # fmt: skip
 
 MUTANTS = (*BPF, *AGENT)
