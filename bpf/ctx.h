@@ -75,10 +75,12 @@ static __always_inline bool ctx_is_super(const CTX *ctx)
 #endif
 }
 
-/* Under tc, the headers of a super-frame may lie in further pages. */
+/* Under tc, everything but the first bytes of a packet may lie in further pages, where programs
+ * cannot read it: of what a local socket or a card with GRO hands over, often all of the payload.
+ */
 #define HEADERS_MAX 192
 
-/* Makes the headers readable: they have to lie in the first page. */
+/* Makes the first `len` bytes of the frame readable.  Pointers into the packet are void afterwards. */
 static __always_inline void ctx_pull(CTX *ctx, __u32 len)
 {
 #if LB_TC

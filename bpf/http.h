@@ -26,6 +26,9 @@
 #define HTTP_LINE_END 0x0a0dU
 #define HTTP_HEAD_END 0x0a0d0a0dU
 
+/* As much of a frame is read as these bytes of it at most. */
+#define HTTP_FRAME_MAX (HTTP_OFF_MASK + 1 + HTTP_HEAD_MAX)
+
 /* Eight bytes of text, as they lie in memory. */
 #define TEXT8(a, b, c, d, e, f, g, h) (TEXT4(a, b, c, d) | (__u64)TEXT4(e, f, g, h) << 32)
 #define TEXT4(a, b, c, d) ((__u32)(a) | (b) << 8 | (c) << 16 | (__u32)(d) << 24)

@@ -193,6 +193,7 @@ static __always_inline __u32 talk_request_bytes(CTX *ctx, const struct packet *p
 	case TALK_HTTP2:
 		if (p->payload_len > TALK_CONTROL_MAX || fresh > p->payload_len)
 			return fresh;
+		ctx_pull(ctx, L3_OFF_MAX + PAYLOAD_OFF_MAX + TALK_CONTROL_MAX);
 		return talk_has_message(ctx, p, is_first ? HTTP2_PREFACE : 0, false) ? fresh : 0;
 	}
 	return fresh;

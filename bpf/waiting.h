@@ -216,6 +216,13 @@ static __always_inline __u64 waiting_grace(const struct flow_warm *warm, __u32 b
 	return rtt_us * 1500ULL + (bytes <= GRACE_FEW ? GRACE_FEW_NS : beyond);
 }
 
+/* Can the content of the server's packets be read? */
+static __always_inline bool waiting_is_read(const struct flow_warm *warm, bool is_reply)
+{
+	return is_reply && (warm->talk == TALK_UNKNOWN || warm->talk == TALK_PLAIN ||
+			    warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST);
+}
+
 /* Are the server's bytes up to `position` interim, and not the answer?  A chunk without content can
  * end beyond its segment; then `position` becomes the end of the chunk.
  */
@@ -227,6 +234,8 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 	bool is_plain = warm->talk == TALK_PLAIN || warm->talk == TALK_UNKNOWN;
 	struct service_heads *heads;
 
+	if (waiting_is_read(warm, is_reply))
+		ctx_pull(ctx, HTTP_FRAME_MAX);
 	if (is_reply && is_plain) {
 		upto = http_upto(ctx, p, warm->ack - p->seq, &warm->interim);
 		*position = p->seq + upto;
@@ -247,13 +256,6 @@ static __always_inline bool waiting_is_interim(CTX *ctx, const struct packet *p,
 	    bytes <= talk_allowance(warm->talk))
 		return true;
 	return heads && !warm->interim && heads_probe(heads, tag ^ warm->seq, bytes);
-}
-
-/* Can the content of the server's packets be read? */
-static __always_inline bool waiting_is_read(const struct flow_warm *warm, bool is_reply)
-{
-	return is_reply && (warm->talk == TALK_UNKNOWN || warm->talk == TALK_PLAIN ||
-			    warm->talk == TALK_HTTP2 || warm->talk == TALK_HTTP2_FIRST);
 }
 
 /* Notes what an answer, whose first packet has `bytes`, shows about heads; returns whether its time

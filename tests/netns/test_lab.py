@@ -177,6 +177,8 @@ def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: st
         code += f"; c.request('POST', '/', body='x' * {len(body)}); print(c.getresponse().read())"
         answer = lbctl("exec", "client", "--", sys.executable, "-c", code)
         assert answer.stdout.strip() in {r"b'be1\n'", r"b'be2\n'"}, answer.stderr
+    if "--engines" in options:
+        assert_a_token_ends_the_wait()
     status = json.loads(lbctl("status", "-o", "json").stdout)
     assert all(node["pid"] for node in status["nodes"] if node["process"])
     again = lbctl("up")
@@ -184,6 +186,44 @@ def test_up_carries_traffic_of_both_families_and_down_leaves_nothing(options: st
     assert "--replace" in again.stderr
     assert lbctl("down").returncode == 0
     assert traces() == []
+
+
+_STREAM = """
+import socket, time
+from lbctl.lab.prompts import request_body
+body = request_body(100, 2000)
+head = b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %d\\r\\n\\r\\n"
+with socket.create_connection(("10.99.0.100", 8000), 60) as held:
+    held.sendall(head % len(body) + body)
+    seen = b""
+    while b'"content":"' not in seen.replace(b'"content":""', b""):
+        seen += held.recv(65536)
+    print("token", flush=True)
+    while held.recv(65536):
+        pass
+"""
+
+
+def assert_a_token_ends_the_wait() -> None:
+    """The kernel sees the first token of a streamed answer with a head as long as real ones, at
+    the hook that an agent takes by itself on a veth (tc).
+    """
+    lab = Lab(name=NAME)
+    command = [*LBCTL, "exec", "client", "--", sys.executable, "-c", _STREAM]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=processes.environment()) as client:
+        try:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"token\n"
+            ask = [sys.executable, "-m", "lbctl.main", "flows", "--service", "chat", "-o", "json"]
+            socket = {"STEELYARD_SOCKET": str(lab.socket(lab.node("lb1")))}
+            told = subprocess.run(
+                ask, capture_output=True, check=True, env=processes.environment() | socket
+            )
+            flows = json.loads(told.stdout)["flows"]
+            open_ = [flow["waiting_bytes"] for flow in flows if flow["state"] == "established"]
+            assert open_ == [0], flows
+        finally:
+            client.kill()
 
 
 @pytest.mark.soak

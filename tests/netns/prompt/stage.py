@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.model import Forward
+from agent.model import Forward, Hook
 from lbctl.lab import processes, topology
 from lbctl.lab.topology import Node
 from tests.netns.prompt import nginx, wire
@@ -177,12 +177,12 @@ def _serve(lab: Site, doors: dict[str, Door], cases: Sequence[Case], log: Path) 
     _await_ports(lab, doors)
 
 
-def perform(forward: Forward, all_cases: Sequence[Case]) -> Show:
+def perform(forward: Forward, all_cases: Sequence[Case], hook: Hook = Hook.NATIVE) -> Show:
     """Play the cases of a mode in a lab of their own, all at once."""
     cases = cases_for(forward, all_cases)
     name = f"st-pr{os.getpid()}-{forward.value}"
     with (
-        site(name=name, backends=1, clients=2, forward=forward) as lab,
+        site(name=name, backends=1, clients=2, forward=forward, hook=hook) as lab,
         behind_relay(lab.lab.node("client2")) as (far, relay),
     ):
         log, doors = lab.lab.run_dir / "prompt.log", _doors(lab, cases, far)

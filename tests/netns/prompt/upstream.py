@@ -28,6 +28,11 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# As long as vLLM's: it does not fit into what lies in the first page of a packet under tc.
+_HEAD = (
+    "HTTP/1.1 200 OK\r\ndate: Fri, 27 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\n"
+    "x-request-id: 6f1c2d7e-0a4b-4c55-9d38-2b7f0e91a3c4\r\n"
+)
 BACKLOG = 64
 
 
@@ -106,12 +111,11 @@ async def _hang_up(order: Order, writer: asyncio.StreamWriter) -> None:
 async def _answer(order: Order, writer: asyncio.StreamWriter, log: Log) -> None:
     body = b"x" * order.size
     if order.chunks == 1:
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {order.size}\r\n\r\n"
+        head = f"{_HEAD}content-length: {order.size}\r\ncontent-type: application/json\r\n\r\n"
         pieces = [head.encode() + body]
     else:
-        head = (
-            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-        )
+        kind = "content-type: text/event-stream; charset=utf-8\r\n"
+        head = f"{_HEAD}{kind}transfer-encoding: chunked\r\n"
         chunk = b"%x\r\n%s\r\n" % (order.size, body)
         pieces = [head.encode() + b"\r\n" + chunk, *[chunk] * (order.chunks - 1)]
         pieces[-1] += b"0\r\n\r\n"
