@@ -103,13 +103,14 @@ static __always_inline int peer_pull(CTX *ctx, __u32 off, __u32 len, __be16 from
 }
 #endif
 
-/* Removes the outer headers of a packet that another balancer has passed on. */
-static __always_inline int peer_unwrap(CTX *ctx, struct packet *p)
+/* Removes the outer headers of a packet that another balancer has passed on.  `key`: room for the
+ * two balancers' addresses.
+ */
+static __always_inline int peer_unwrap(CTX *ctx, struct packet *p, struct peer_key *key)
 {
 	void *data = ctx_data(ctx), *data_end = ctx_end(ctx);
 	struct eth_header *eth = data;
 	__u32 off = sizeof(*eth), len;
-	struct peer_key key = {};
 	struct sync_counters *c;
 	struct gue_header *gue;
 	struct udp_header *udp;
@@ -135,16 +136,17 @@ static __always_inline int peer_unwrap(CTX *ctx, struct packet *p)
 		if ((void *)(ip + 1) > data_end || ip->l4_proto != L4_UDP ||
 		    ip->version_ihl != 0x45 || ip->frag & be16(IPV4_MF | IPV4_OFFSET))
 			return 0;
-		key.addr[0] = ip->saddr;
-		key.own[0] = ip->daddr;
+		__builtin_memset(key, 0, sizeof(*key));
+		key->addr[0] = ip->saddr;
+		key->own[0] = ip->daddr;
 		len = sizeof(*ip);
 	} else if (eth_proto == be16(ETH_P_IPV6)) { /* also if no service has IPv6 */
 		struct ipv6_header *ip = data + off;
 
 		if ((void *)(ip + 1) > data_end || ip->next_header != L4_UDP)
 			return 0;
-		__builtin_memcpy(key.addr, ip->saddr, sizeof(key.addr));
-		__builtin_memcpy(key.own, ip->daddr, sizeof(key.own));
+		__builtin_memcpy(key->addr, ip->saddr, sizeof(key->addr));
+		__builtin_memcpy(key->own, ip->daddr, sizeof(key->own));
 		len = sizeof(*ip);
 	} else {
 		return 0;
@@ -160,7 +162,7 @@ static __always_inline int peer_unwrap(CTX *ctx, struct packet *p)
 	c = sync_counters_here();
 	if (!c)
 		return 0;
-	if (!peers.lookup(&key)) {
+	if (!peers.lookup(key)) {
 		c->strangers++;
 		return 0;
 	}

@@ -1,6 +1,7 @@
 """Real engines through the balancer: is the kernel's time to the first token the client's?
 
-make test-engines, or .venv/bin/python -m tests.engines [--engine NAME] [--forward MODE] (root)
+make test-engines, or (root)
+.venv/bin/python -m tests.engines [--engine NAME] [--forward MODE] [--hook tc]
 
 For each mode of forwarding and each engine: a lab, the engine and nginx with TLS 1.3 in its server,
 and orders of requests. Each answer as ``lbctl trace`` shows it is held against what its client saw.
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from agent.model import Forward
+from agent.model import Forward, Hook
 from lbctl.lab import netns, processes, topology
 from tests.engines import install
 from tests.netns.prompt import nginx
@@ -220,9 +221,11 @@ def _services(forward: Forward) -> Callable[[Any], list[dict[str, Any]]]:
 
 
 @contextmanager
-def _serving(forward: Forward, engine: Engine) -> Iterator[Site]:
+def _serving(forward: Forward, hook: Hook, engine: Engine) -> Iterator[Site]:
     """A lab with one server, on which the engine and nginx run."""
-    with site(services=_services(forward), name="st-engines", backends=1, forward=forward) as here:
+    services = _services(forward)
+    lab = {"name": "st-engines", "backends": 1, "forward": forward, "hook": hook}
+    with site(services=services, **lab) as here:
         folder, server = here.lab.run_dir, here.lab.node("be1")
         processes.start(folder, "engine", server.namespace, engine.command(ENGINE_PORT))
         certificate, key = nginx.make_certificate(folder)
@@ -291,13 +294,18 @@ def _neutral(payload: bytes) -> str:
     return payload.decode("latin-1").replace(str(install.ROOT), "/srv")
 
 
-def measure(forward: Forward, engine: Engine, recorded: list[dict[str, Any]]) -> dict[str, Cell]:
+def measure(
+    forward: Forward, hook: Hook, engine: Engine, recorded: list[dict[str, Any]]
+) -> dict[str, Cell]:
     """All orders of an engine in one mode: what came of them, by row of the table. ``recorded``
     gets the segments of one of each kind that is streamed.
     """
     cells: dict[str, Cell] = defaultdict(Cell)
     text = text_of_pages()
-    with _serving(forward, engine) as here, (here.lab.run_dir / "answers").open("wb") as output:
+    with (
+        _serving(forward, hook, engine) as here,
+        (here.lab.run_dir / "answers").open("wb") as output,
+    ):
         program = processes.program("lbctl", "lbctl.main")
         trace = subprocess.Popen(
             [*netns.entering(here.balancer.namespace), *program, "--socket",
@@ -347,6 +355,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, action="append")
     modes = [forward.value for forward in Forward]
     parser.add_argument("--forward", choices=modes, action="append")
+    parser.add_argument("--hook", choices=["native", "tc"], default="native")
     parser.add_argument("--record", type=Path, help="a file for the segments of one of each kind")
     wanted = parser.parse_args()
     recorded: list[dict[str, Any]] = []
@@ -364,7 +373,7 @@ def main() -> None:
     for engine in engines:
         engine.install()
         for mode in wanted.forward or modes:
-            for row, cell in measure(Forward(mode), engine, recorded).items():
+            for row, cell in measure(Forward(mode), Hook(wanted.hook), engine, recorded).items():
                 rows[row][mode] = cell
                 for wrong in cell.wrong:
                     print(f"{mode} {re.sub(' [|] ', ' ', row)}: {wrong}", file=sys.stderr)

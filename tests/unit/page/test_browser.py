@@ -134,7 +134,7 @@ def test_it_is_read_and_used_by_the_keyboard_and_says_when_nobody_answers(tmp_pa
             await serving.stop()
             await browser.sees("!document.querySelector('#stale').hidden")
             stale = await browser.run("document.querySelector('#stale').innerText")
-            assert "What is shown is of" in stale
+            assert "The page shows the state of" in stale
             assert not [one for one in browser.said if "Content Security" in one], browser.said
         keeping.cancel()
         await serving.stop()
