@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from agent.failover.times import HEARTBEAT_S
 from agent.pair.handover import HELD_UP
 from bench.peers import load
 from lbctl.lab import build, documents, failover, netns, processes
@@ -123,11 +125,17 @@ class Pair:
     def await_problems(self, *kinds: str) -> None:
         """Until both balancers name these, and nothing else."""
         for balancer in (self.first, self.second):
-            wait_until(
-                f"{balancer.name} names {kinds}: {self.problems(balancer)}",
-                lambda at=balancer: self.problems(at) == set(kinds),
-                60.0,
-            )
+            seen: list[set[str]] = []
+
+            def names_them(at: Node = balancer, seen: list[set[str]] = seen) -> bool:
+                seen[:] = [self.problems(at)]
+                return seen == [set(kinds)]
+
+            try:
+                wait_until(f"{balancer.name} names {kinds}", names_them, 60.0)
+            except AssertionError as error:
+                error.add_note(f"at last it named {seen}, and the roles were {self.roles()}")
+                raise
 
     def times_master(self, balancer: Node) -> int:
         """How often a balancer's virtual routers have become master since its process started."""
@@ -263,7 +271,12 @@ def _rush_services(lab: Lab) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def deaf(here: Pair) -> Iterator[None]:
-    """No advert gets from one balancer to the other meanwhile; all else does."""
+    """No advert gets from one balancer to the other meanwhile; all else does.
+
+    It begins some heartbeats of flow sync later: until one has told the backup who is master now,
+    nobody vouches for the master, and the backup rightly takes over.
+    """
+    time.sleep(4 * HEARTBEAT_S)
     ports = [link.port for node in (here.first, here.second) for link in node.links]
     hook = f"type filter hook ingress devices = {{ {', '.join(ports)} }} priority 0"
     rules = (hook, "ip protocol 112 drop", "ip6 nexthdr 112 drop")
