@@ -75,8 +75,8 @@ static __always_inline bool ctx_is_super(const CTX *ctx)
 #endif
 }
 
-/* Under tc, everything but the first bytes of a packet may lie in further pages, where programs
- * cannot read it: of what a local socket or a card with GRO hands over, often all of the payload.
+/* Under tc, a program can read only a packet's first page.  Packets of a local socket, and those of
+ * a card that merges packets (GRO), often have all of their payload in further pages.
  */
 #define HEADERS_MAX 192
 

@@ -26,7 +26,7 @@
 #define HTTP_LINE_END 0x0a0dU
 #define HTTP_HEAD_END 0x0a0d0a0dU
 
-/* As much of a frame is read as these bytes of it at most. */
+/* How many bytes of a frame are read at most. */
 #define HTTP_FRAME_MAX (HTTP_OFF_MASK + 1 + HTTP_HEAD_MAX)
 
 /* Eight bytes of text, as they lie in memory. */

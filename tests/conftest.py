@@ -7,14 +7,13 @@ import shutil
 import signal
 import sys
 import tempfile
-import zlib
 
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from tests.pairs import HOOKED, covering
+from tests.pairs import HOOKED, covering, turns
 
 # The same examples on every host, and no bound on their time: 200 ms is hypothesis' default outside
 # of a CI. `make soak` draws others, and more of them (examples.py).
@@ -68,23 +67,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _take_turns(items: list[pytest.Item]) -> None:
-    """Of the cases of a test for both hooks, give one half to XDP and the other to tc.
+    """Run each case of a packet test for both hooks at one of them; the soak has both.
 
-    Both run the same walk over the packet; what they do otherwise, cases of each test meet. The
-    soak has each case at both. A test without other parameters is for both all the same.
+    The hooks share all of the walk over a packet, and where they differ, some cases of each test
+    come by. What is marked ``pairs`` has chosen its cases by the hook already.
     """
     tests: dict[str, dict[str, list[pytest.Item]]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and "hooked" in item.fixturenames:
+        if (
+            isinstance(item, pytest.Function)
+            and "hooked" in item.fixturenames
+            and not item.get_closest_marker("pairs")
+        ):
             name, _, values = item.nodeid.partition("[")
             case = "-".join(part for part in values[:-1].split("-") if part not in HOOKED)
             tests.setdefault(name, {}).setdefault(case, []).append(item)
     for cases in tests.values():
-        # In an order of its own, or one family of addresses would be XDP's and the other tc's.
-        for turn, case in enumerate(sorted(cases, key=lambda case: zlib.crc32(case.encode()))):
-            pair = cases[case]
-            if len(cases) > 1 and len(pair) == len(HOOKED):
-                pair[turn % len(HOOKED)].add_marker("soak")
+        for case, turn in turns(cases, len(HOOKED)).items():
+            if len(cases[case]) == len(HOOKED):
+                for place in set(range(len(HOOKED))) - turn:
+                    cases[case][place].add_marker("soak")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,7 +6,8 @@ Most faults need two values at most to show (Kuhn, Wallace and Gallo 2004).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import zlib
+from collections.abc import Collection, Sequence
 
 HOOKED = ("xdp", "tc")  # the values of the parameter of packet tests that are for both hooks
 
@@ -23,3 +24,15 @@ def covering(cases: Sequence[Case]) -> set[int]:
         chosen.add(best)
         wanted -= pairs[best]
     return chosen
+
+
+def turns(cases: Collection[str], count: int) -> dict[str, set[int]]:
+    """At which of ``count`` places each case is: at one of them in turn, a lone case at all.
+
+    The order is that of a checksum. In the order of their names one value of a parameter, such as a
+    family of addresses, would always be at the same place.
+    """
+    if len(cases) == 1:
+        return {case: set(range(count)) for case in cases}
+    ordered = sorted(cases, key=lambda case: (zlib.crc32(case.encode()), case))
+    return {case: {number % count} for number, case in enumerate(ordered)}

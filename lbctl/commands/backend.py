@@ -359,9 +359,9 @@ def _wait_until_empty(env: Environment, ref: BackendRef, limit_s: float) -> None
             )
         if flows != shown:
             left_s = draining.left_s()
-            about = (
-                "" if left_s is None else f"; the last one ends in about {age(round(left_s, -1))}"
-            )
+            about = ""
+            if left_s is not None:
+                about = f"; the last one ends in about {age(max(10, round(left_s, -1)))}"
             env.note(f"waiting: {plural(flows, 'established flow')}{about}")
             shown = flows
         env.sleep(WAIT_POLL_S)

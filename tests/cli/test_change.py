@@ -283,9 +283,10 @@ def test_who_waits_is_told_when_the_last_flow_will_have_ended(agent, run):
 
     result = run("backend", "drain", "chat/gpu-1", "--wait", sleep=sleep)
     assert result.code == 0
-    first, second = [line for line in result.err.splitlines() if "waiting: " in line][:2]
+    first, second, *rest = [line for line in result.err.splitlines() if "waiting: " in line]
     assert first.endswith("waiting: 321 established flows")
     assert second.endswith("waiting: 160 established flows; the last one ends in about 10s")
+    assert rest[-1].endswith("waiting: 1 established flow; the last one ends in about 10s")
 
 
 def test_a_removal_can_drain_first(agent, run):

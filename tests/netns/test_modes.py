@@ -260,7 +260,7 @@ def way_mtus(here: Site) -> set[int]:
     }
 
 
-# A tunnel, a rewriting mode and dsr with each; the soak has the others, too.
+# One tag for dsr, one tunnel and one rewriting mode, two tags for the others; the soak has all.
 @pytest.mark.parametrize(
     ("here", "double"),
     [
