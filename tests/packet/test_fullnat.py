@@ -327,6 +327,7 @@ def test_a_flow_that_was_without_a_port_gets_one_with_its_next_packet(few: Rig):
     assert few.counts("a").opened == 9, "it was recorded the first time"
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_ports_are_given_in_turn_so_that_one_rests_as_long_as_can_be(few: Rig):
     serve(few)
     found = []
