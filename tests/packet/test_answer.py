@@ -496,8 +496,8 @@ def asks(rig: Rig, packet: Packet, times: int) -> list[Verdict]:
     return [rig.verdict(packet.frame()) for _ in range(times)]
 
 
-# A second is the whole budget.  What is more than that is the time that a busy host may take to send
-# the packets of a test.
+# A second is the whole budget.  What is more than that is the time that a busy host may take to
+# send the packets of a test.
 ALL_OF_IT = 3.0
 
 

@@ -23,6 +23,7 @@ def on_cpu() -> Iterator[list[int]]:
     os.sched_setaffinity(0, home)
 
 
+@pytest.mark.usefixtures("one_cpu")
 def test_round_robin_goes_through_the_round_in_its_order(rig: Rig):
     members = backend("a", "10.0.0.1", 500), backend("b", "10.0.0.2"), backend("c", "10.0.0.3")
     rig.serve(service(*members, scheduler=Scheduler.ROUND_ROBIN))
