@@ -6,13 +6,14 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.config import live
+from agent.config import layers, live
 from agent.config.edit import Edit, EditOp, apply_edits, rollback_edit
 from agent.config.load import read_text
+from agent.config.origins import Setting, origins
 from agent.config.plan import (
     TABLE_FIELDS,
     Action,
@@ -29,11 +30,13 @@ from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
 from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
-from agent.errors import ConfigError, SteelyardError
+from agent.discovery.run import Discovery, Found, SourceView, found_in, path_of
+from agent.errors import ConfigError, NotFoundError, SteelyardError
+from agent.hostfacts import look
 from agent.journal import Journal
 from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
-from agent.model import Address, BackendRef, Config, Network
+from agent.model import Address, BackendRef, Config, Network, Target
 from agent.notify import Notifier
 from agent.state.causes import Troubles, troubles
 from agent.state.events import TraceQuery
@@ -52,6 +55,7 @@ from agent.state.queries import (
 )
 from agent.state.situation import Situation
 from agent.state.snapshot import Page, Snapshot
+from agent.state.sources import SourceState
 
 log = get_logger()
 
@@ -61,6 +65,15 @@ MAX_LOGGED_CHANGES = 50  # changes of one order with a log line each; the histor
 _AGENT = Author("lb-agent")
 _HANGUP = Author("SIGHUP")
 _START = Act("start", _AGENT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a file asks for: its base, what would run, and the changes."""
+
+    loaded: LoadedRunning
+    config: Config
+    changes: tuple[Change, ...]
 
 
 class AgentControl:
@@ -75,6 +88,7 @@ class AgentControl:
         facts: AgentFacts,
         notifier: Notifier,
         journal: Journal,
+        sources: Mapping[str, SourceState],
     ) -> None:
         self._core = core
         self._path = path
@@ -83,6 +97,16 @@ class AgentControl:
         self._facts = facts
         self._notifier = notifier
         self._journal = journal
+        self._base = replace(core.config, services=loaded.config.services)  # see ``layers``
+        self._found = found_in(sources)
+        self._own: frozenset[Address] = frozenset()  # addresses of this host
+        self.discovery = Discovery(
+            path_of(core.config.state_dir, core.config.name),
+            sources,
+            lambda: self._base.services,
+            self._take_found,
+            self._flows_of_targets,
+        )
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
@@ -97,6 +121,8 @@ class AgentControl:
             events=dict(self._journal.counts),
             link_problems=core.link_problems,
             vip_problems=core.vip_problems(),
+            sources=dict(self.discovery.states),
+            discovery_problems=self.discovery.problems(),
             failover=core.pair.view(),
             guard=replace(
                 core.guarding.view(core.config),
@@ -129,7 +155,7 @@ class AgentControl:
 
     def file_changes(self) -> tuple[Change, ...]:
         """Return the changes in the running configuration that are not in the file."""
-        return self._since_file.plan(self._loaded.file_config, self._core.config)
+        return self._since_file.plan(self._loaded.file_config, self._base)
 
     async def edit(
         self,
@@ -143,7 +169,10 @@ class AgentControl:
             # Edits that name what they remove are intended; only a whole set has to be confirmed.
             asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
             confirm = "lbctl apply --yes" if asks else ""
-            return await self._change(edits, dry_run, confirm, Act("edit", author))
+            base = apply_edits(
+                self._base, list(layers.written(self._core.config, edits, self._found))
+            )
+            return await self._change(base, dry_run, confirm, Act("edit", author))
 
     async def rollback(
         self,
@@ -157,20 +186,20 @@ class AgentControl:
         """Go back to the services of a version, or to one of them, or say what would change."""
         async with self._changing:
             old = await asyncio.to_thread(self._store.version, number)
-            edit = rollback_edit(self._core.config, old, service)
+            base = apply_edits(self._base, [rollback_edit(self._base, old, service)])
             confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
             act = Act(f"rollback to {number}", author)
-            return await self._change((edit,), dry_run, confirm, act)
+            return await self._change(base, dry_run, confirm, act)
 
     async def _change(
-        self, edits: Sequence[Edit], dry_run: bool, confirm: str, act: Act
+        self, base: Config, dry_run: bool, confirm: str, act: Act
     ) -> tuple[Change, ...]:
-        """Apply edits, and return the changes.
+        """Take another base, and return the changes.
 
         ``confirm``: the command that confirms a change that would cut open flows; empty: no
         confirmation is needed.
         """
-        new = apply_edits(self._core.config, edits)
+        new = self._composed(base)
         changes = with_outages(plan(self._core.config, new), self._core.emptied(new))
         self._core.identities(new)  # refuses what the tables cannot hold
         await self._keep_flows(new)
@@ -179,10 +208,58 @@ class AgentControl:
             await self._ask_to_cut(new, confirm)
         if not changes or dry_run:
             return changes
-        since_file = self._since_file.plan(self._loaded.file_config, new)
-        await self._keep(new, since_file, replace(act, changes=tuple(map(str, changes))))
+        since_file = self._since_file.plan(self._loaded.file_config, base)
+        await self._keep(base, since_file, replace(act, changes=tuple(map(str, changes))))
         self._facts = replace(self._facts, changes_since_file=len(since_file))
+        self._base = base
         return await self._take(new, changes, act)
+
+    def _composed(self, base: Config) -> Config:
+        """Return what runs with another base, and the targets that sources have named."""
+        composed = layers.compose(base, self._found, self._own).config
+        layers.check(self._core.config, composed)
+        return keeping(self._core.config, composed)
+
+    async def _take_found(self, found: Found) -> None:
+        """Make other targets backends. Raises SteelyardError if they cannot be; nothing changes
+        then.
+        """
+        async with self._changing:
+            self._own = (await asyncio.to_thread(look)).addresses
+            before, self._found = self._found, found
+            try:
+                new = self._composed(self._base)
+                self._core.identities(new)
+            except SteelyardError:
+                self._found = before
+                raise
+            changes = plan(self._core.config, new)
+            if changes:
+                await self._take(new, changes, Act("discovery", _AGENT))
+
+    async def _flows_of_targets(self, service: str) -> Callable[[Target], int]:
+        """Return a function that tells how many open flows a target of a service has."""
+        flows = await self._open_flows()
+        return lambda target: flows.get(BackendRef(service, layers.name_of(target)), 0)
+
+    def origins(self, service: str) -> tuple[Setting, ...]:
+        """Return where the settings of a service come from. Raises NotFoundError."""
+        running = next((s for s in self._core.config.services if s.name == service), None)
+        if running is None:
+            raise NotFoundError(
+                f"there is no service {service!r}", where="services", remedy="lbctl service list"
+            )
+        written = self._loaded.file_config.services
+        return origins(running, next((s for s in written if s.name == service), None))
+
+    def sources(self) -> tuple[tuple[SourceView, ...], Mapping[str, tuple[layers.LeftOut, ...]]]:
+        """Return the sources of backends, and by service which targets are no backends."""
+        left_out = layers.compose(self._base, self._found, self._own).left_out
+        return self.discovery.views(), left_out
+
+    async def accept_answer(self, service: str) -> None:
+        """Use the answer of a service's source that looked like a mistake."""
+        await self.discovery.accept(service)
 
     async def _take(self, new: Config, changes: tuple[Change, ...], act: Act) -> tuple[Change, ...]:
         """Run with a new configuration; return the changes with their effects on open flows."""
@@ -260,7 +337,7 @@ class AgentControl:
 
     async def diff(self, old: int, new: int | None) -> tuple[Change, ...]:
         """Return the changes from one version to another; ``new`` None: the running one."""
-        running = self._core.config
+        running = self._base
 
         def compare() -> tuple[Change, ...]:
             before = self._store.version(old)
@@ -302,7 +379,7 @@ class AgentControl:
         """Read the configuration file again. An invalid one changes nothing, and status says so."""
         async with self._changing:
             if dry_run:
-                return (await self._wanted())[1]
+                return (await self._wanted()).changes
             self._notifier.reloading()
             try:
                 act = Act("reload", author)
@@ -328,8 +405,8 @@ class AgentControl:
         self._facts = replace(self._facts, config_problem=problem)
         self._core.passes.defect("a reload met a defect; what ran goes on", error)
 
-    async def _wanted(self) -> tuple[LoadedRunning, tuple[Change, ...]]:
-        """Return what the file asks for now, and the changes; nothing is changed.
+    async def _wanted(self) -> _Wanted:
+        """Return what the file asks for now; nothing is changed.
 
         Raises SteelyardError if it cannot be applied.
         """
@@ -338,8 +415,8 @@ class AgentControl:
         running = self._core.config
         loaded = replace(
             loaded,
-            config=keeping(running, loaded.config),
-            file_config=keeping(running, loaded.file_config),
+            config=keeping(self._base, loaded.config),
+            file_config=keeping(self._base, loaded.file_config),
         )
         fixed = global_changes(running, loaded.file_config)
         needs_restart = [change.field for change in fixed if change.needs_restart]
@@ -351,24 +428,26 @@ class AgentControl:
                 if TABLE_FIELDS.intersection(needs_restart)
                 else "restart the agent: no flow moves meanwhile",
             )
-        changes = settings_change(fixed) + plan(running, loaded.config)
-        self._core.identities(loaded.config)
-        await self._keep_flows(loaded.config)
-        await self._core.guarding.prepare(loaded.config)
-        return loaded, changes
+        new = self._composed(loaded.config)
+        changes = settings_change(fixed) + plan(running, new)
+        self._core.identities(new)
+        await self._keep_flows(new)
+        await self._core.guarding.prepare(new)
+        return _Wanted(loaded, new, changes)
 
     async def _accept(self, confirmed: bool, act: Act) -> tuple[Config, tuple[Change, ...]]:
-        loaded, changes = await self._wanted()
+        wanted = await self._wanted()
+        loaded, changes = wanted.loaded, wanted.changes
         if not confirmed:
-            await self._ask_to_cut(loaded.config, "lbctl reload --yes")
+            await self._ask_to_cut(wanted.config, "lbctl reload --yes")
         await settle(self._store, loaded, replace(act, changes=tuple(map(str, changes))))
-        self._loaded = loaded
+        self._loaded, self._base = loaded, loaded.config
         self._facts = replace(
             self._facts,
             config_problem=loaded.problem,
             changes_since_file=len(loaded.changes),
         )
-        return loaded.config, changes
+        return wanted.config, changes
 
     async def _keep_flows(self, new: Config) -> None:
         """Raise ConflictError if there are open flows that a change would break."""

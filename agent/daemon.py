@@ -14,12 +14,14 @@ from pathlib import Path
 from agent import __version__
 from agent.api.peer import group_id
 from agent.api.server import ApiServer
+from agent.config import layers
 from agent.config.boot import Boot, boot
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
 from agent.dataplane.attach import interface_index
 from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
+from agent.discovery import run as discovery
 from agent.errors import SteelyardError
 from agent.hostfacts import check_memory
 from agent.journal import Journal
@@ -100,9 +102,10 @@ async def _run_logged(
     config = loaded.config
     if host_headers:
         config = replace(config, kernel_headers=KernelHeaders.HOST)
-    core = Core(config)
+    sources = discovery.read(discovery.path_of(config.state_dir, config.name))
+    core = Core(layers.compose(config, discovery.found_in(sources)).config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
-    control = AgentControl(core, path, loaded, store, facts, notifier, journal)
+    control = AgentControl(core, path, loaded, store, facts, notifier, journal, sources)
     server = ApiServer(
         control,
         core.config.socket,
@@ -146,6 +149,8 @@ async def _serve(
             if not stop.is_set():
                 await server.start()
                 running.append(group.create_task(page.keep(), name="status page"))
+                found = control.discovery.run()
+                running.append(group.create_task(found, name="discovery"))
                 reloads = _reload_on(signals.hangup, control)
                 running.append(group.create_task(reloads, name="reload"))
                 notifier.ready(status_line(core.now.situation))

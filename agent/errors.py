@@ -63,6 +63,10 @@ class NetworkError(SteelyardError):
     """An interface, address, route or neighbour that cannot be used."""
 
 
+class DiscoveryError(SteelyardError):
+    """A source of backends gave no answer, or one that cannot be used; ``where`` is the source."""
+
+
 class RequestError(SteelyardError):
     """An invalid API request: its JSON, fields or parameters are wrong."""
 

@@ -270,6 +270,67 @@ class Backend:
     quic_server_id: bytes | None = None
     priority: int = 0  # lower ones get new flows first, 0 to MAX_PRIORITY
     zone: str | None = None  # where it is: clients of that zone are sent to it first
+    discovered: bool = False  # a source of the service's ``discover`` has named it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server that a source of backends has named, with what the source says about it."""
+
+    address: Address
+    port: int | None = None
+    name: str | None = None  # None: named after its address and port
+    weight: int = 100
+    admin: AdminState = AdminState.ACTIVE
+    backup: bool = False
+    priority: int = 0
+    zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """Where a service's further backends come from: one of ``file``, ``http`` and ``dns``, or none.
+
+    ``min``, ``max`` and ``most_removed`` bound what one answer of the source may change.
+    """
+
+    file: Path | None = None  # targets as in Prometheus' file_sd, YAML or JSON
+    http: str | None = None  # the URL of the same as JSON
+    dns: str | None = None  # a name; SRV records if it begins with an underscore, else addresses
+    interval_s: float = 30.0  # http: between questions; dns: the longest time between them
+    timeout_s: float = 10.0  # http and dns, of one question
+    port: int | None = None  # dns: the port of what has only addresses
+    server: tuple[str, int] | None = None  # dns: whom to ask; None: as in /etc/resolv.conf
+    ca_file: Path | None = None  # http: who signs the source's certificate; None: the system's
+    token_file: Path | None = None  # http: sent as a bearer token
+    match: tuple[tuple[str, str], ...] = ()  # file and http: labels that a target must have
+    min: int = 1  # fewer targets are no answer
+    max: int = 1000  # more targets are no answer
+    most_removed: float = 0.5  # the share of the targets that one answer may leave out
+    drain_s: float = 3600.0  # how long a backend that is left out keeps its open flows
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a source at all."""
+        return self.source != ""
+
+    @property
+    def source(self) -> str:
+        """What is asked, for people; empty: nothing."""
+        for kind in ("file", "http", "dns"):
+            if getattr(self, kind) is not None:
+                return f"{kind} {getattr(self, kind)}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What an operator decided about a discovered backend; None: what its source says."""
+
+    address: Address
+    port: int | None = None
+    weight: int | None = None
+    admin: AdminState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,6 +586,8 @@ class Service:
     affinity: Affinity = Affinity()  # least-load with tcp
     rtt_per_connection_s: float = 0.0  # round trip that weighs as one connection; 0: none does
     rebalance: Rebalance = Rebalance()
+    discover: Discover = Discover()
+    overrides: tuple[Override, ...] = ()  # of discovered backends
 
     @property
     def gives_cookies(self) -> bool:

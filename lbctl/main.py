@@ -43,6 +43,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "discovery",
+        "lbctl.commands.discovery",
+        "discovery",
+        "Sources of backends: list, show, accept, test.",
+        SEE,
+    ),
+    LazyCommand(
         "failover",
         "lbctl.commands.failover",
         "failover",

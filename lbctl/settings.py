@@ -32,6 +32,10 @@ from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
 from lbctl.suggest import did_you_mean
 
 LIMITS = tuple(each.name for each in fields(Limits))
+DISCOVER_KEYS = (
+    "file", "http", "dns", "interval", "timeout", "port", "server", "ca_file", "token_file",
+    "min", "max", "most_removed", "drain",
+)  # fmt: skip
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
 _SECTIONS = ("health", "outlier", "slo", "telemetry", "node", "model", "affinity", "rebalance")
@@ -68,6 +72,28 @@ def _limits(
             )
         result[key] = int(most) if most.isascii() and most.isdecimal() else most
     return result
+
+
+def discover_settings(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, object]:
+    """Return the keys of `discover` in texts such as ``dns=NAME``; `none` is no source."""
+    result: dict[str, object] = {}
+    labels: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if text == "none":
+            result |= dict.fromkeys(("file", "http", "dns"))
+        elif equals and key.startswith("match.") and key != "match.":
+            labels[key.removeprefix("match.")] = value
+        elif equals and key in DISCOVER_KEYS:
+            number = re.fullmatch(r"(\d+)(\.\d+)?", value, re.ASCII)
+            convert = str if number is None else float if number[2] else int
+            result[key] = convert(value)
+        else:
+            hint = did_you_mean(key, (*DISCOVER_KEYS, "match.LABEL"))
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE: {hint}", ctx, param)
+    return result | ({"match": labels} if labels else {})
 
 
 def seconds(text: str) -> object:
@@ -424,6 +450,15 @@ _SETTINGS = (
         metavar="DURATION",
         callback=_duration,
         help="Only connections that have been silent for this long are reset, as in 30s.",
+    ),
+    click.option(
+        "--discover",
+        "discover",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=discover_settings,
+        help="A key of `discover`, as in dns=gpu.example.org, file=/etc/gpu.yaml or "
+        "match.model=llama; none: no source of backends. May be repeated.",
     ),
 )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from agent.config.edit import Edit
+from agent.config.layers import LeftOut
+from agent.config.origins import Setting
 from agent.config.plan import Change
 from agent.config.versions import Author, Version
+from agent.discovery.run import SourceView
 from agent.model import Address, Config, Network
 from agent.state.causes import Troubles
 from agent.state.events import Event, Lost, TraceQuery
@@ -119,6 +122,18 @@ class Control(Protocol):
         """Restore all services of a version, or only ``service``, or only return what would
         change.
         """
+        ...
+
+    def origins(self, service: str) -> tuple[Setting, ...]:
+        """Return where the settings of a service come from. Raises NotFoundError."""
+        ...
+
+    def sources(self) -> tuple[tuple[SourceView, ...], Mapping[str, tuple[LeftOut, ...]]]:
+        """Return the sources of backends, and by service which targets are no backends."""
+        ...
+
+    async def accept_answer(self, service: str) -> None:
+        """Use the answer of a service's source that looked like a mistake."""
         ...
 
     async def versions(self) -> tuple[Version, ...]:

@@ -38,6 +38,7 @@ def problems(status: Json) -> list[str]:
     found += [agent[key] for key in ("config_problem", "reconcile_problem") if agent[key]]
     if problem := agent.get("unsaved_problem"):
         found.append(f"changes are in memory only, and a restart forgets them: {problem}")
+    found += agent.get("discovery_problems", ())
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())
     found += [text for each in status["failover"].get("flow_sync", ()) if (text := _apart(each))]

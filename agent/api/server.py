@@ -15,7 +15,16 @@ from pathlib import Path
 from aiohttp import web
 
 from agent import guarded
-from agent.api import failoverviews, guardviews, listen, peer, requests, trace, views
+from agent.api import (
+    discoveryviews,
+    failoverviews,
+    guardviews,
+    listen,
+    peer,
+    requests,
+    trace,
+    views,
+)
 from agent.api.answers import (
     MAX_BODY_BYTES,
     Handler,
@@ -156,6 +165,7 @@ class ApiServer:
                 web.get("/v1/list/{of}", self._list),
                 web.get("/v1/services", self._services),
                 web.get("/v1/services/{name}", self._service),
+                web.get("/v1/services/{name}/origins", self._origins),
                 web.get("/v1/config", self._config),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/explain", self._explain),
@@ -166,6 +176,8 @@ class ApiServer:
                 web.post("/v1/edit", self._edit),
                 web.post("/v1/rollback", self._rollback),
                 web.post("/v1/reload", self._reload),
+                web.get("/v1/discovery", self._discovery),
+                web.post("/v1/discovery/{name}/accept", self._discovery_accept),
                 web.get("/v1/guard", self._guard),
                 web.get("/v1/guard/test", self._guard_test),
                 web.get("/v1/guard/top", self._guard_top),
@@ -240,6 +252,11 @@ class ApiServer:
             f"there is no service {name!r}", where="services", remedy="lbctl service list"
         )
 
+    async def _origins(self, request: web.Request) -> web.Response:
+        parameters(request)
+        name = request.match_info["name"]
+        return as_json({"service": name, "settings": views.origins(self._control.origins(name))})
+
     async def _config(self, request: web.Request) -> web.Response:
         parameters(request)
         return as_json(
@@ -306,6 +323,21 @@ class ApiServer:
         return await asyncio.to_thread(
             lambda: as_json(views.events(events(query)))
         )  # there may be many
+
+    async def _discovery(self, request: web.Request) -> web.Response:
+        parameters(request)
+        found, left_out = self._control.sources()
+        return as_json(discoveryviews.sources(found, left_out, time.time()))
+
+    async def _discovery_accept(self, request: web.Request) -> web.Response:
+        parameters(request)
+        name = request.match_info["name"]
+        caller = _peer(request)
+        await self._control.accept_answer(name)
+        await _log_use(caller, "the held answer of a source is used", service=name)
+        found, left_out = self._control.sources()
+        found = tuple(each for each in found if each.service.name == name)
+        return as_json(discoveryviews.sources(found, left_out, time.time()))
 
     async def _history(self, request: web.Request) -> web.Response:
         parameters(request)

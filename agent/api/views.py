@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from agent.api import failoverviews, loadviews
 from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
+from agent.config.origins import Setting
 from agent.config.plan import Change
 from agent.config.render import limits_fields
 from agent.config.versions import Version
@@ -64,6 +65,7 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
             "changes_since_file": snapshot.changes_since_file,
             "reconcile_problem": snapshot.reconcile_problem,
             "unsaved_problem": snapshot.unsaved_problem,
+            "discovery_problems": list(snapshot.discovery_problems),
         },
         "dataplane": _dataplane(snapshot.dataplane)
         | {
@@ -160,6 +162,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "cookies_keys": list(view.cookies_keys),
         "first_byte_is": view.first_byte,
         "affinity": loadviews.affinity(configured, view.home),
+        "discover": configured.discover.source or None,
         "cookie_connections_total": view.cookies_taken,
         "guard": configured.guard.value,
         "allow": list(configured.allow),
@@ -267,6 +270,19 @@ def changes(made: tuple[Change, ...]) -> list[Json]:
             "effect": change.effect,
         }
         for change in made
+    ]
+
+
+def origins(settings: tuple[Setting, ...]) -> list[Json]:
+    """Return the settings of a service, each with the layer that decided it."""
+    return [
+        {
+            "backend": each.backend,
+            "field": each.field,
+            "value": each.value,
+            "origin": each.origin.value,
+        }
+        for each in settings
     ]
 
 
@@ -407,6 +423,7 @@ def _backend(service: Service, view: BackendSnapshot, at: float, recent: Tally) 
         "backup": view.backend.backup,
         "priority": view.backend.priority,
         "zone": view.backend.zone,
+        "discovered": view.backend.discovered,
         "state": view.state.value,
         "reason": view.reason,
         "state_changes_last_hour": recent.changes.get(name, 0),

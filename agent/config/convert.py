@@ -110,6 +110,8 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         rtt_per_connection_s=section.rtt_per_connection,
         affinity=section.affinity.model(),
         rebalance=section.rebalance.model(),
+        discover=section.discover.model(),
+        overrides=tuple(override.model() for override in section.overrides),
     )
 
 

@@ -93,6 +93,8 @@ def service_added(service: Service, renamed_from: str | None) -> str:
     """Return the effect of a new service. ``renamed_from`` had the same key until now."""
     if renamed_from:
         return f"this was service {renamed_from}: the same {service.key}, open connections stay"
+    if traffic(service).nowhere and service.discover.is_on:
+        return f"{service.key} is added; its backends come from {service.discover.source}"
     if traffic(service).nowhere:
         return f"{service.key} is added; {_no_backend_left(service)}"
     return f"{service.key} is balanced from now on"

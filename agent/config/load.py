@@ -28,6 +28,7 @@ from agent.config.defaults import (
     PROTOCOL_KEYS,
     SCHEDULER_KEYS,
 )
+from agent.config.discover_schema import SOURCES, DiscoverSection
 from agent.config.document import Problem
 from agent.config.schema import (
     DocumentSection,
@@ -64,6 +65,7 @@ _MERGED: dict[str, type[Section]] = {
     "node": NodeSection,
     "affinity": AffinitySection,
     "rebalance": RebalanceSection,
+    "discover": DiscoverSection,
 }
 # Global keys of earlier versions, with their names of today.
 _RENAMED = {"xdp_mode": "hook", "ipip_source": "tunnel_source"}
@@ -157,13 +159,26 @@ def build(data: object, place: Place, problems: tuple[Problem, ...] = ()) -> Con
     return to_config(globals_, services)
 
 
+def parse_section[S: Section](section: type[S], data: Mapping[str, object], where: str) -> S:
+    """Return one section, such as ``discover``, that is in no document. Raises ConfigError.
+
+    ``where`` names the data in errors.
+    """
+    found: list[Problem] = []
+    parsed = _section(section, dict(data), (), found)
+    if found or parsed is None:
+        raise _error(found, doc.Document(where))
+    return parsed
+
+
 def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, object]:
     """Return the settings of ``below``, overridden by those of ``above``; sections merge key by
     key.
 
     With another health type, scheduler or protocol, the keys of ``below`` that the new one does not
     use are dropped. So is ``syn_cookies`` if the service cannot give SYN cookies. With another
-    telemetry or node type, only the times are kept.
+    telemetry or node type, only the times are kept. Another source of ``discover`` replaces the
+    former one.
     """
     result = copy.deepcopy(below) | copy.deepcopy(above)
     for key in _left_behind(below, result) - above.keys():
@@ -188,6 +203,8 @@ def merge(below: dict[str, object], above: dict[str, object]) -> dict[str, objec
             and high.get("type", low["type"]) != low["type"]
         ):
             kept = {name: value for name, value in low.items() if name in ("interval", "timeout")}
+        if key == "discover" and not high.keys().isdisjoint(SOURCES):
+            kept = {name: value for name, value in low.items() if name not in SOURCES}
         result[key] = copy.deepcopy(kept | high)
     return result
 

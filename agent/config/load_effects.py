@@ -44,6 +44,12 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
         yield _slo(new.slo)
     if old.affinity != new.affinity:
         yield _affinity(new.affinity)
+    if old.discover != new.discover:
+        yield (
+            f"the targets of {new.discover.source} are further backends"
+            if new.discover.is_on
+            else "no backend is discovered; those that were are removed"
+        )
     if old.rebalance != new.rebalance:
         yield (
             f"idle connections of overloaded backends are reset, {new.rebalance.rate_per_s:g} a "

@@ -1,4 +1,6 @@
-"""Writes a service's settings of load as fields, the inverse of ``telemetry_schema``."""
+"""Writes a service's settings of load and discovery as fields, the inverse of ``telemetry_schema``
+and ``discover_schema``.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,12 @@ from agent.config.durations import format_duration
 from agent.model import (
     PERCENTILES,
     Affinity,
+    Discover,
     ModelLoaded,
     NodeTelemetry,
     Objective,
     Outlier,
+    Override,
     Rebalance,
     Telemetry,
 )
@@ -87,3 +91,35 @@ def rebalance_fields(rebalance: Rebalance) -> dict[str, object]:
         "idle": format_duration(rebalance.idle_s),
         "skew": rebalance.skew,
     }
+
+
+def discover_fields(discover: Discover) -> dict[str, object]:
+    """Return the keys of ``discover``."""
+    paths = {key: getattr(discover, key) for key in ("file", "ca_file", "token_file")}
+    written: dict[str, object] = {key: str(path) if path else None for key, path in paths.items()}
+    host, port = discover.server or ("", 0)
+    server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return written | {
+        "http": discover.http,
+        "dns": discover.dns,
+        "interval": format_duration(discover.interval_s),
+        "timeout": format_duration(discover.timeout_s),
+        "port": discover.port,
+        "server": server if discover.server else None,
+        "match": dict(discover.match) or None,
+        "min": discover.min,
+        "max": discover.max,
+        "most_removed": discover.most_removed,
+        "drain": format_duration(discover.drain_s),
+    }
+
+
+def override_document(override: Override) -> dict[str, object]:
+    """Return one entry of ``overrides``."""
+    given = {
+        "address": str(override.address),
+        "port": override.port,
+        "weight": override.weight,
+        "state": override.admin.value if override.admin else None,
+    }
+    return {key: value for key, value in given.items() if value is not None}

@@ -251,10 +251,15 @@ def _listen(value: object) -> tuple[str, int] | None:
     # A client's YAML 1.1 reader may have turned `off` into a boolean before it called the API.
     if value == "off" or value is False:
         return None
-    remedy = "give an address and a port, such as 127.0.0.1:9117 or [::1]:9117, or off"
+    return address_and_port(value, "127.0.0.1:9117 or [::1]:9117, or off")
+
+
+def address_and_port(value: object, examples: str) -> tuple[str, int]:
+    """Return the address and the port in a text, or refuse it; ``examples`` are for the error."""
+    remedy = f"give an address and a port, such as {examples}"
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+)):([0-9]{1,5})", str(value))
     if match is None:
-        refuse(f"{shown(value)} is not a listening address", remedy)
+        refuse(f"{shown(value)} is not an address and a port", remedy)
     v6, v4, port = match.group(1), match.group(2), int(match.group(3))
     try:
         host = str(IPv6Address(v6) if v6 else IPv4Address(v4))

@@ -325,4 +325,8 @@ def _field_text(action: Action, field: FieldChange) -> str:
 
 
 def _text(value: object) -> str:
+    if value and isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return "[" + ", ".join(" ".join(map(str, each.values())) for each in value) + "]"
+    if value and isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {each}" for key, each in value.items()) + "}"
     return "(default)" if value is None else str(value)

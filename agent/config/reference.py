@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from agent.config.discover_schema import DiscoverSection, OverrideSection
 from agent.config.durations import format_duration
 from agent.config.failover_schema import (
     AnnouncementsSection,
@@ -164,6 +165,8 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].model`", ModelSection),
     ("`services[].affinity`", AffinitySection),
     ("`services[].rebalance`", RebalanceSection),
+    ("`services[].discover`", DiscoverSection),
+    ("`services[].overrides[]`", OverrideSection),
     ("`defaults`", DefaultsSection),
 )
 _SERVICE_ORDER = ("name", "vip", "port", "protocol", "backends")

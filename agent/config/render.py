@@ -18,9 +18,11 @@ from agent.config.durations import format_duration
 from agent.config.failover_fields import failover_document
 from agent.config.load_fields import (
     affinity_fields,
+    discover_fields,
     model_fields,
     node_fields,
     outlier_fields,
+    override_document,
     rebalance_fields,
     slo_fields,
     telemetry_fields,
@@ -38,7 +40,7 @@ from agent.model import (
 
 type Fields = dict[str, object]
 
-_IDENTITY = frozenset({"vip", "port", "protocol"})
+IDENTITY = frozenset({"vip", "port", "protocol"})
 
 
 def document(config: Config) -> dict[str, object]:
@@ -52,7 +54,20 @@ def document(config: Config) -> dict[str, object]:
 
 def service_document(service: Service) -> dict[str, object]:
     """Return one entry of ``services``."""
-    fields = service_fields(service)
+    fields, default = service_fields(service), default_fields(service)
+    result: dict[str, object] = {"name": service.name}
+    result |= _nested(
+        {key: value for key, value in fields.items() if key in IDENTITY or value != default[key]}
+    )
+    # What a source has named is no part of the document: the source names it again.
+    result["backends"] = [
+        backend_document(backend) for backend in service.backends if not backend.discovered
+    ]
+    return result
+
+
+def default_fields(service: Service) -> Fields:
+    """Return the fields that a service has if it does not set them; some depend on others."""
     default = service_fields(
         default_service(service.name, service.key, interval_s=service.health.interval_s)
     )
@@ -61,12 +76,7 @@ def service_document(service: Service) -> dict[str, object]:
     # The default timeout of reports depends on the interval, too.
     report_timeout_s = default_report_timeout(service.telemetry.interval_s)
     default["telemetry.timeout"] = format_duration(report_timeout_s)
-    result: dict[str, object] = {"name": service.name}
-    result |= _nested(
-        {key: value for key, value in fields.items() if key in _IDENTITY or value != default[key]}
-    )
-    result["backends"] = [backend_document(backend) for backend in service.backends]
-    return result
+    return default
 
 
 def backend_document(backend: Backend) -> dict[str, object]:
@@ -132,6 +142,7 @@ def service_fields(service: Service) -> Fields:
         "affinity": affinity_fields(service.affinity),
         "rebalance": rebalance_fields(service.rebalance),
         "limits": limits_fields(service.limits),
+        "discover": discover_fields(service.discover),
     }
     one_port = key.port != ANY_PORT and key.port_last is None
     return {
@@ -162,6 +173,7 @@ def service_fields(service: Service) -> Fields:
         "timeouts.acked": format_duration(timeouts.acked_s),
         "timeouts.established": format_duration(timeouts.established_s),
         "timeouts.closing": format_duration(timeouts.closing_s),
+        "overrides": [override_document(each) for each in service.overrides],
     } | {
         f"{section}.{key}": value
         for section, fields in sections.items()

@@ -39,6 +39,7 @@ def check(
         yield from _backends(service, where)
         if service.section is not None:
             yield from _settings(service, service.section)
+            yield from _overrides(service, service.section)
             yield from _families(service, service.section)
             yield from _prefix_bits(service, service.section)
             yield from _quic(service, service.section, where)
@@ -133,6 +134,20 @@ def _settings(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
                 f"means nothing for a {section.protocol.value} service",
                 f"remove it: it is for {protocol.value} only",
             )
+
+
+def _overrides(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    seen: set[tuple[Address, int | None]] = set()
+    for index, override in enumerate(section.overrides):
+        server = override.address, override.port
+        if server in seen:
+            port = "" if override.port is None else f" port {override.port}"
+            yield Problem(
+                (*service.path, "overrides", index),
+                f"another override is for {override.address}{port}",
+                "write both settings into one",
+            )
+        seen.add(server)
 
 
 def _families(service: Candidate, section: ServiceSection) -> Iterator[Problem]:

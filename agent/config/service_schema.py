@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.defaults import DEFAULT_PROTOCOL, default_check_timeout, default_service
+from agent.config.discover_schema import DiscoverSection, OverrideSection
 from agent.config.durations import format_duration
 from agent.config.failover_kinds import CheckCommand
 from agent.config.section import Section
@@ -460,6 +461,10 @@ class DefaultsSection(Section):
         default_factory=lambda: HealthSection.model_validate({}),
         description="The health check of the backends.",
     )
+    discover: DiscoverSection = Field(
+        default_factory=lambda: DiscoverSection.model_validate({}),
+        description="Where further backends come from.",
+    )
 
 
 class BackendSection(Section):
@@ -538,6 +543,9 @@ class ServiceSection(DefaultsSection):
         "not matter.",
     )
     backends: tuple[BackendSection, ...] = Field((), description="The servers.")
+    overrides: tuple[OverrideSection, ...] = Field(
+        (), description="What holds for discovered backends, whatever their source says."
+    )
 
     @property
     def key(self) -> ServiceKey:

@@ -335,6 +335,32 @@ _SERVICE_FAMILIES = (
         ("service", "state"),
         _service_backends,
     ),
+    Family(
+        "steelyard_service_discovered_targets",
+        Kind.GAUGE,
+        "Targets that the service's source of backends has named.",
+        _SERVICE,
+        lambda s: [((name,), len(source.named)) for name, source in s.sources.items()],
+    ),
+    Family(
+        "steelyard_service_discovery_failing",
+        Kind.GAUGE,
+        "1 if the newest answer of the service's source of backends is not used, or if there is "
+        "none.",
+        _SERVICE,
+        lambda s: [((name,), bool(source.problem)) for name, source in s.sources.items()],
+    ),
+    Family(
+        "steelyard_service_discovery_answered_timestamp_seconds",
+        Kind.GAUGE,
+        "When the answer came whose targets are in use.",
+        _SERVICE,
+        lambda s: [
+            ((name,), source.answered)
+            for name, source in s.sources.items()
+            if source.answered is not None
+        ],
+    ),
     *_counts("service", _SERVICE, lambda value: each_service(lambda s: value(s.counts))),
     Family(
         "steelyard_service_unrecorded_flows_total",

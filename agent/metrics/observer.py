@@ -53,6 +53,7 @@ from agent.state.snapshot import (
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.sources import SourceState
 from agent.state.synflood import Syns
 from agent.state.tables import ServiceSlot, TableContents
 from agent.weighing.outliers import Outcomes
@@ -88,6 +89,8 @@ class AgentFacts:
     events: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by event and level
     link_problems: tuple[str, ...] = ()
     vip_problems: tuple[str, ...] = ()
+    sources: Mapping[str, SourceState] = field(default_factory=dict)  # of backends, by service
+    discovery_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
     guard: Guarded = field(default_factory=Guarded)
 
@@ -260,6 +263,8 @@ class Observer:
             events=facts.events,
             link_problems=facts.link_problems,
             vip_problems=facts.vip_problems,
+            sources=facts.sources,
+            discovery_problems=facts.discovery_problems,
             failover=facts.failover,
             guard=facts.guard,
             dataplane=self._dataplane_snapshot(facts.driver, nobodys.passed),

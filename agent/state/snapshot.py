@@ -20,6 +20,7 @@ from agent.state.guardview import Guarded
 from agent.state.moves import Lacking
 from agent.state.skew import Skew
 from agent.state.slo import Watch
+from agent.state.sources import SourceState
 from agent.state.tables import ServiceSlot
 from agent.telemetry.report import GpuReport
 
@@ -329,5 +330,7 @@ class Snapshot:
     failover: FailoverView = FailoverView()
     link_problems: tuple[str, ...] = ()  # interfaces that receive no packets
     vip_problems: tuple[str, ...] = ()  # other hosts that answer for VIPs
+    sources: Mapping[str, SourceState] = field(default_factory=dict)  # of backends, by service
+    discovery_problems: tuple[str, ...] = ()  # sources of backends that give no usable answer
     guard: Guarded = field(default_factory=Guarded)
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved

@@ -270,6 +270,11 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 @priority_option
 @zone_option
 @click.option("--no-zone", is_flag=True, help="Remove the backend from its zone.")
+@click.option(
+    "--as-discovered",
+    is_flag=True,
+    help="Of a discovered backend: weight and state are as its source says again.",
+)
 @server_id_option
 @_state_option
 @dry_run_option
@@ -277,11 +282,18 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 @agent_options
 @pass_environment
 def set_backend(
-    env: Environment, /, ref: BackendRef, no_zone: bool, dry_run: bool, **options: object
+    env: Environment,
+    /,
+    ref: BackendRef,
+    no_zone: bool,
+    as_discovered: bool,
+    dry_run: bool,
+    **options: object,
 ) -> None:
     """Change settings of a backend; other settings stay.
 
     A backend is identified by its address and port: to change these, add another backend.
+    Weight and state of a discovered backend hold whatever its source says.
 
     \b
     Examples:
@@ -296,6 +308,8 @@ def set_backend(
                 "--zone and --no-zone contradict each other", click.get_current_context()
             )
         values["zone"] = None
+    if as_discovered:
+        values = {"weight": None, "state": None} | values
     require(values, click.get_current_context())
     change(env, _order("backend.set", ref, values), dry_run=dry_run)
 

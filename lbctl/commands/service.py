@@ -88,16 +88,26 @@ def _list_view(data: Mapping[str, Any], wanted: int, total: int) -> list[object]
 
 @service.command("show")
 @click.argument("name", type=SERVICE, metavar="SERVICE")
+@click.option(
+    "--origin",
+    is_flag=True,
+    help="Instead, list the settings with where each comes from: the agent's file, a change at run "
+    "time, a source of backends, or an operator's override of what that says.",
+)
 @watch_option
 @agent_options
 @pass_environment
-def show_service(env: Environment, name: str, watch_s: float | None) -> None:
+def show_service(env: Environment, name: str, origin: bool, watch_s: float | None) -> None:
     """Show one service in full, with its backends.
 
     \b
-    Example:
+    Examples:
       lbctl service show chat
+      lbctl service show chat --origin
     """
+    if origin:
+        _show_origins(env, name)
+        return
 
     from lbctl.loadviews import SHOWN_SKEW
 
@@ -108,6 +118,41 @@ def show_service(env: Environment, name: str, watch_s: float | None) -> None:
         return render(env, data, lambda data: _show_view(env, data))
 
     watch(env, watch_s, once)
+
+
+def _show_origins(env: Environment, name: str) -> None:
+    from urllib.parse import quote
+
+    from lbctl.layout import Cell, Column, Table
+    from lbctl.output import emit
+
+    get_service(env, name)  # its error suggests a similar name
+    columns = Column("BACKEND"), Column("SETTING"), Column("VALUE", prose=True), Column("FROM")
+
+    def table(data: Mapping[str, Any]) -> list[object]:
+        rows = tuple(
+            (
+                Cell(each["backend"] or "-"),
+                Cell(each["field"]),
+                Cell(_shown_value(each["value"])),
+                Cell(each["origin"], _ORIGIN_STYLES.get(each["origin"], "")),
+            )
+            for each in data["settings"]
+        )
+        return [Table(columns, rows)]
+
+    emit(env, env.agent().get(f"/v1/services/{quote(name, safe='')}/origins"), table)
+
+
+_ORIGIN_STYLES = {"runtime": "yellow", "override": "yellow", "source": "cyan"}
+
+
+def _shown_value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 def _hottest(env: Environment, service: str, backend: str) -> list[dict[str, Any]]:
@@ -157,6 +202,8 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("totals", views.totals(data)),
         ("drops", views.reasons(data["drops_total"])),
     ]
+    if data["discover"]:
+        pairs.append(("discovers", f"{data['discover']}: lbctl discovery show {data['name']}"))
     pairs += _optional_facts(data)
     pieces = facts(env, pairs)
     if not data["backends"]:

@@ -34,6 +34,7 @@ _ASKED = {
     "events.json": "/v1/events",
     "history.json": "/v1/history",
     "guard.json": "/v1/guard",
+    "discovery.json": "/v1/discovery",
     "failover.json": "/v1/failover",
 }
 _UNITS = ("lb-agent", "lb-agent-failover", "lb-agent-companion", "lb-agent-node")

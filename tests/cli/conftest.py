@@ -59,6 +59,7 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
         "backup": False,
         "priority": 0,
         "zone": None,
+        "discovered": False,
         "state": "up",
         "reason": "http 200 in 3 ms",
         "since": "2026-01-02T03:04:05.000Z",
@@ -119,6 +120,7 @@ def service_view() -> dict[str, Any]:
         "cookies_keys": [],
         "first_byte_is": "token",
         "affinity": None,
+        "discover": None,
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],
@@ -208,6 +210,7 @@ STATUS: dict[str, Any] = {
         "changes_since_file": 2,
         "reconcile_problem": "",
         "unsaved_problem": "",
+        "discovery_problems": [],
     },
     "dataplane": {
         "interface": "eth0",
@@ -340,6 +343,8 @@ class FakeAgent:
     failover: dict[str, Any] = field(default_factory=dict)
     moves: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     guard: dict[str, Any] = field(default_factory=dict)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    discovery: dict[str, Any] = field(default_factory=lambda: {"sources": []})
     tested: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
     told: int = 0  # other balancers, of blocks
@@ -363,7 +368,7 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
-            case ["list" | "events" | "history", *_]:
+            case ["list" | "events" | "history" | "discovery", *_] | ["services", _, "origins"]:
                 return 200, self.remembered(path, query)
             case ["failover"]:
                 return 200, self.failover
@@ -401,6 +406,10 @@ class FakeAgent:
         if path == "/v1/events":
             found = [each for each in self.events if each["number"] > int(query.get("after", 0))]
             return {"events": found[-int(query.get("limit", 10_000)) :]}
+        if path == "/v1/discovery":
+            return self.discovery
+        if path.endswith("/origins"):
+            return {"service": path.split("/")[3], "settings": self.origins}
         if path == "/v1/history":
             return {"versions": self.versions}
         return {"changes": self.changes}
@@ -411,6 +420,9 @@ class FakeAgent:
                 return 409, refusal(self.refuse_moves)
             self.moves.append((path.rsplit("/", 1)[1], body))
             return 200, {"text": "handed over", "flows_sent": 3, "applied": not body["dry_run"]}
+        if path.startswith("/v1/discovery/"):
+            self.moves.append((path.removeprefix("/v1/discovery/"), body))
+            return 200, self.discovery
         if path.startswith("/v1/guard/"):
             self.moves.append((path.rsplit("/", 1)[1], body))
             named = {"blocked": body["prefixes"], "unblocked": body["prefixes"]}

@@ -610,3 +610,23 @@ def test_watch_outlives_a_restart_of_the_agent(agent, run):
 
 def test_watch_without_an_agent_fails_at_once(run):
     assert run("status", "--watch").code == 3
+
+
+def test_a_service_says_where_its_settings_come_from(run, agent) -> None:
+    agent.origins = [
+        {"backend": None, "field": "panic", "value": 0.5, "origin": "file"},
+        {"backend": None, "field": "allow", "value": ["office", "home"], "origin": "runtime"},
+        {"backend": None, "field": "discover.match", "value": {"a": "b"}, "origin": "file"},
+        {"backend": "10.0.0.40", "field": "weight", "value": 7, "origin": "override"},
+        {"backend": "10.0.0.40", "field": "zone", "value": None, "origin": "source"},
+    ]
+    lines = [line.split() for line in run("service", "show", "chat", "--origin").out.splitlines()]
+    assert lines == [
+        ["BACKEND", "SETTING", "VALUE", "FROM"],
+        ["-", "panic", "0.5", "file"],
+        ["-", "allow", "office,", "home", "runtime"],
+        ["-", "discover.match", "a=b", "file"],
+        ["10.0.0.40", "weight", "7", "override"],
+        ["10.0.0.40", "zone", "-", "source"],
+    ]
+    assert "did you mean" in run("service", "show", "chatt", "--origin").err

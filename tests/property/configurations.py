@@ -18,6 +18,7 @@ from agent.model import (
     Backend,
     CheckKind,
     Config,
+    Discover,
     DownFlows,
     Forward,
     HealthCheck,
@@ -31,6 +32,7 @@ from agent.model import (
     NodeTelemetry,
     Objective,
     Outlier,
+    Override,
     Protocol,
     Rebalance,
     Scheduler,
@@ -275,6 +277,53 @@ def affinities(key: ServiceKey) -> st.SearchStrategy[Affinity]:
 
 
 @st.composite
+def discoveries(draw: st.DrawFn) -> Discover:
+    source: dict[str, object] = draw(
+        st.sampled_from(
+            [
+                {},
+                {"file": Path("/etc/gpu.yaml")},
+                {"http": "https://inventory.example.org/gpu?rack=1"},
+                {"dns": "_http._tcp.gpu.example.org"},
+            ]
+        )
+    )
+    paths = st.none() | st.just(Path("/etc/steelyard/x.pem"))
+    fewest = draw(st.integers(0, 50))
+    labels = draw(st.dictionaries(st.sampled_from(["model", "null", "a b"]), st.text(max_size=5)))
+    return Discover(
+        **source,
+        interval_s=draw(st.integers(1, 3600).map(float) | st.floats(1, 3600)),
+        timeout_s=draw(st.floats(0.1, 60)),
+        port=draw(some_port),
+        server=draw(st.sampled_from([None, ("127.0.0.1", 8600), ("::1", 53)])),
+        ca_file=draw(paths),
+        token_file=draw(paths),
+        match=tuple(sorted(labels.items())),
+        min=fewest,
+        max=draw(st.integers(fewest, 10_000)),
+        most_removed=draw(st.floats(0, 1)),
+        drain_s=draw(st.floats(0, 86_400)),
+    )
+
+
+@st.composite
+def overrides(draw: st.DrawFn) -> tuple[Override, ...]:
+    places = draw(
+        st.sets(st.tuples(st.integers(1, 200).map(lambda n: f"10.77.0.{n}"), some_port), max_size=2)
+    )
+    return tuple(
+        Override(
+            IPv4Address(address),
+            port,
+            draw(st.none() | st.integers(0, 1000)),
+            draw(st.none() | st.sampled_from(AdminState)),
+        )
+        for address, port in sorted(places, key=str)
+    )
+
+
+@st.composite
 def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service:
     no_prefix = [forward for forward in Forward if forward is not Forward.NAT]
     forward = draw(st.sampled_from(list(Forward) if key.vip_bits is None else no_prefix))
@@ -312,6 +361,8 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         model=draw(models(asked_elsewhere)),
         learn_speed=draw(st.booleans()) if by_load and tcp else PLAIN.learn_speed,
         rtt_per_connection_s=draw(st.just(0.0) | st.floats(0, 10)) if by_load else 0.0,
+        discover=draw(discoveries()) if draw(st.booleans()) else Discover(),
+        overrides=draw(overrides()),
     )
     if by_load and waiting and draw(st.booleans()):
         return dataclasses.replace(service, affinity=draw(affinities(key)))

@@ -7,6 +7,7 @@ import errno
 import threading
 from collections.abc import Callable
 from dataclasses import astuple
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -23,15 +24,17 @@ from agent.config.versions import Author
 from agent.control import AgentControl
 from agent.core import Core
 from agent.daemon import _reload_on
+from agent.discovery.run import Found
 from agent.errors import ConfigError, ConflictError, NotFoundError, UnconfirmedError
 from agent.files import write_atomically
 from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
-from agent.model import AdminState, BackendRef, Config, Forward
+from agent.model import AdminState, BackendRef, Config, Forward, Target
 from agent.notify import Notifier
 from agent.state.guardview import Guarded
 from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
+from agent.state.sources import Placed
 
 TEXT = """\
 interface: eth0
@@ -114,7 +117,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         core = FakeCore(loaded.config, flows)
         facts = AgentFacts("1", "default", 1, 0.0, str(path), "veth")
         journal = Journal(tmp_path, "default")
-        made = AgentControl(cast("Core", core), path, loaded, store, facts, Notifier(), journal)
+        made = AgentControl(cast("Core", core), path, loaded, store, facts, Notifier(), journal,
+                            {})  # fmt: skip
         return made, core, path
 
     return control
@@ -481,3 +485,88 @@ def test_a_reload_that_changes_nothing_is_said_too(make: Make) -> None:
         asyncio.run(control.reload(author=ALICE))
     (line,) = [line for line in said if line["event"] == "reload"]
     assert (line["why"], line["by"]) == ("nothing has changed", "alice as root")
+
+
+DISCOVERS = TEXT.replace("port: 80", "port: 80\n    discover: {file: /etc/gpu.yaml}")
+
+
+def found(*numbers: int) -> Found:
+    return {"chat": tuple(Placed(Target(ip_address(f"10.0.0.{n}"))) for n in numbers)}
+
+
+def names(core: FakeCore) -> list[str]:
+    return [backend.name for backend in core.config.services[0].backends]
+
+
+@pytest.fixture
+def discovering(make: Make) -> tuple[AgentControl, FakeCore, Path]:
+    """A service that has a source, which has named two servers."""
+    control, core, path = make(0)
+    path.write_text(DISCOVERS)
+    asyncio.run(control.reload())
+    asyncio.run(control.discovery._apply(found(40, 41)))
+    return control, core, path
+
+
+def test_what_a_source_names_is_served_and_belongs_to_no_version(discovering, tmp_path) -> None:
+    control, core, _ = discovering
+    assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
+    assert control.file_changes() == ()
+    saved = (tmp_path / "default.running.yaml").read_text()
+    assert "10.0.0.40" not in saved
+    assert len(asyncio.run(control.versions())) == 1
+
+
+@pytest.mark.parametrize("how", ["edit", "reload", "rollback", "apply"])
+def test_whatever_else_changes_keeps_the_targets(discovering, how: str) -> None:
+    control, core, path = discovering
+    if how == "edit":
+        asyncio.run(control.edit(Edit(EditOp.SERVICE_SET, "chat", None, {"scheduler": "source"})))
+    elif how == "reload":
+        path.write_text(DISCOVERS + "hash_seed: 7\n")
+        asyncio.run(control.reload())
+        assert core.config.hash_seed == 7
+    elif how == "apply":
+        services = document(core.config)["services"]
+        apply = Edit(EditOp.SERVICES_APPLY, values={"services": services})
+        asyncio.run(control.edit(apply, confirmed=True))
+    else:
+        asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 5})))
+        asyncio.run(control.rollback(1, None, dry_run=False, confirmed=True))
+    assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
+
+
+def test_a_drained_target_stays_drained_when_its_source_forgets_and_names_it(discovering) -> None:
+    control, core, _ = discovering
+    drain = Edit(EditOp.BACKEND_SET, "chat", "10.0.0.41", {"state": "drain"})
+    changes = asyncio.run(control.edit(drain))
+    assert [change.backend for change in changes] == [None, "10.0.0.41"]
+    for numbers in ((40,), (40, 41)):
+        asyncio.run(control.discovery._apply(found(*numbers)))
+    assert core.config.services[0].backends[-1].admin is AdminState.DRAIN
+    asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "10.0.0.41", {"state": None})))
+    assert core.config.services[0].backends[-1].admin is AdminState.ACTIVE
+    assert control.file_changes() == ()
+
+
+def test_targets_that_do_not_fit_change_nothing(discovering, monkeypatch) -> None:
+    control, core, _ = discovering
+
+    def full(_config: Config) -> None:
+        raise ConfigError("5 backends do not fit into a table of 4")
+
+    monkeypatch.setattr(core, "identities", full)
+    with pytest.raises(ConfigError, match="do not fit"):
+        asyncio.run(control.discovery._apply(found(40, 41, 42)))
+    monkeypatch.undo()
+    asyncio.run(control.edit(Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 5})))
+    assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
+
+
+def test_how_many_flows_a_target_has_is_known_by_its_backend(make: Make) -> None:
+    control, _, path = make(3)
+    path.write_text(DISCOVERS)
+    asyncio.run(control.reload())
+    asyncio.run(control.discovery._apply(found(40)))
+    flows = asyncio.run(control.discovery._flows("chat"))
+    assert (flows(Target(ip_address("10.0.0.40"))), flows(Target(ip_address("10.0.0.9")))) == (3, 0)

@@ -102,6 +102,27 @@ SERVICES = Dashboard(
                     ),
                     width=24,
                 ),
+                table(
+                    "Sources of backends",
+                    {"service": "Service"},
+                    Column(
+                        "Targets", "none", most("steelyard_service_discovered_targets", SERVICE)
+                    ),
+                    Column(
+                        "Balancers without a usable answer",
+                        "none",
+                        total("steelyard_service_discovery_failing", SERVICE),
+                    ),
+                    Column(
+                        "Answer in use",
+                        "dateTimeFromNow",
+                        least(
+                            "1000 * steelyard_service_discovery_answered_timestamp_seconds",
+                            SERVICE,
+                        ),
+                    ),
+                    width=24,
+                ),
             ),
         ),
         Row(

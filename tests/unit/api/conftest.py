@@ -13,6 +13,7 @@ import pytest
 from agent.api.server import ApiServer
 from agent.config.edit import apply_edits
 from agent.config.load import parse
+from agent.config.origins import origins
 from agent.config.plan import plan
 from agent.config.versions import Version
 from agent.logs import LogLevel
@@ -228,6 +229,7 @@ class FakeControl:
         self.attached = True
         self.problem_of_saving = ""
         self.followers = []
+        self.found = ()
 
     def _called(self, *what):
         self.asked.append(what)
@@ -240,6 +242,17 @@ class FakeControl:
         dataplane = dataclasses.replace(made.dataplane, attached=self.attached)
         those = [s for s in made.services if services is None or s.service.name in services]
         return dataclasses.replace(made, dataplane=dataplane, services=tuple(those))
+
+    def origins(self, service):
+        self._called("origins", service)
+        return origins(self.running.services[0], None)
+
+    def sources(self):
+        self._called("sources")
+        return self.found, {}
+
+    async def accept_answer(self, service):
+        self._called("accept", service)
 
     async def page(self, of, query):
         self._called("page", of, query)

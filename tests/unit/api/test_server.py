@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from agent.api import answers, peer
 from agent.api.server import MAX_BODY_BYTES
 from agent.config.edit import Edit, EditOp
+from agent.discovery.run import SourceView
 from agent.errors import (
     ConfigError,
     ConflictError,
@@ -25,9 +26,11 @@ from agent.errors import (
     NotFoundError,
     SteelyardError,
 )
+from agent.model import Discover
 from agent.state.guardview import BlockOrder
 from agent.state.moves import MoveOrder, MoveVerb
 from agent.state.queries import FlowQuery, ListQuery, SortBy, TopQuery
+from agent.state.sources import SourceState
 
 
 def test_status(api):
@@ -301,6 +304,37 @@ def test_moves_that_make_no_sense(api, control, verb, body, status):
     assert got == status
     assert answer["error"]["remedy"]
     assert control.asked == []
+
+
+def test_settings_are_shown_with_their_origin(api, control):
+    status, body = api.get("/v1/services/chat/origins")
+    assert (status, body["service"]) == (200, "chat")
+    assert {"backend": None, "field": "port", "value": 80, "origin": "runtime"} in body["settings"]
+    control.failure = NotFoundError("there is no service 'x'", where="services")
+    assert api.get("/v1/services/x/origins")[0] == 404
+
+
+def test_sources_are_shown_and_a_held_answer_is_accepted(api, control):
+    chat, dns = control.running.services
+    held = SourceState("dns x", (), 5.0, "the answer lacks 3 of the 4 targets", 6.0, ())
+    control.found = (
+        SourceView(replace(chat, discover=Discover(dns="x")), held, 6.0, ()),
+        SourceView(replace(dns, discover=Discover(dns="y")), SourceState(), None, ()),
+    )
+    status, body = api.get("/v1/discovery")
+    assert status == 200
+    assert [(each["service"], each["source"]) for each in body["sources"]] == [
+        ("chat", "dns x"),
+        ("dns", "dns y"),
+    ]
+    with capture_logs() as logs:
+        status, body = api.post("/v1/discovery/chat/accept")
+    assert (status, [each["service"] for each in body["sources"]]) == (200, ["chat"])
+    assert ("accept", "chat") in control.asked
+    (logged,) = (log for log in logs if log["event"].startswith("the held answer"))
+    assert logged["service"] == "chat"
+    control.failure = ConflictError("there is no answer that waits", where="service chat")
+    assert api.post("/v1/discovery/chat/accept")[0] == 409
 
 
 def test_the_guard_is_told_asked_and_changed(api, control):

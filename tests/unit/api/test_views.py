@@ -29,6 +29,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "changes_since_file": 1,
             "reconcile_problem": "",
             "unsaved_problem": "",
+            "discovery_problems": [],
         },
         "dataplane": {
             "interface": "eth0",
@@ -123,6 +124,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "cookies_keys": [],
         "first_byte_is": None,
         "affinity": None,
+        "discover": None,
         "cookie_connections_total": 0,
         "guard": "enforce",
         "allow": [],
@@ -204,6 +206,7 @@ def test_backend_has_the_keys_of_the_contract(snapshot, now):
         "backup": False,
         "priority": 0,
         "zone": None,
+        "discovered": False,
         "state": "up",
         "reason": "2 checks passed",
         "since": "2023-11-14T22:12:20.000Z",

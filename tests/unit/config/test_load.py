@@ -401,7 +401,7 @@ def test_a_wrong_service_is_refused(values: dict[str, object], message: str) -> 
         ({"hook": "natve"}, "hook: 'natve' is not known"),
         ({"socket": "agent.sock"}, "socket: 'agent.sock' is not an absolute path"),
         ({"socket": "/" + "x" * 107}, "socket: '/xxxxx"),
-        ({"metrics": "9117"}, "metrics: '9117' is not a listening address"),
+        ({"metrics": "9117"}, "metrics: '9117' is not an address and a port"),
         ({"metrics": "1.2.3.4:0"}, "metrics: port 0 is out of range"),
         ({"manage_vips": "maybe"}, "manage_vips: 'maybe' is neither true nor false"),
         ({"hash_seed": -1}, "hash_seed: -1 is out of range"),
