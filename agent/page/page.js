@@ -373,9 +373,16 @@ function start() {
     }
   }
 
+  // Browsers refuse to fetch from an address with the password in it, as a bookmark may have it.
+  function addressOf(path, parameters) {
+    const url = new URL(path, location.href);
+    url.username = url.password = "";
+    url.search = new URLSearchParams(parameters).toString();
+    return url;
+  }
+
   async function ask(path, parameters) {
-    const query = new URLSearchParams(parameters).toString();
-    const answer = await fetch(query ? `${path}?${query}` : path,
+    const answer = await fetch(addressOf(path, parameters),
       { signal: AbortSignal.timeout(PATIENCE_MS) });
     return answer.json();
   }
@@ -480,8 +487,8 @@ function start() {
   });
 
   async function follow(given, signal) {
-    const query = new URLSearchParams([...given].filter(([, value]) => value));
-    const answer = await fetch(`v1/trace?${query}`, { signal });
+    const answer = await fetch(
+      addressOf("v1/trace", [...given].filter(([, value]) => value)), { signal });
     if (!answer.ok) {
       const { error } = await answer.json();
       line(`${error.message}: ${error.remedy}`);

@@ -214,7 +214,8 @@ def service_state(
     if up == 0:
         return ServiceState.DOWN, f"{_none_is_up(states)}{after}"
     if up + out < len(states):
-        return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up{after}"
+        more = f", {out} out" if out else ""
+        return ServiceState.DEGRADED, f"{up} of {len(states) - out} backends up{more}{after}"
     return (
         ServiceState.UP,
         f"all {up} backends up" if not out else f"{plural(up, 'backend')} up, {out} out",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from agent.model import StatusPage
 from agent.page.server import PageServer
 from tests.unit.api.conftest import FakeControl
-from tests.unit.page.test_server import HERE, until
+from tests.unit.page.test_server import HERE, TOKEN, certificate, until
 
 CHROMIUM = shutil.which("chromium")
 
@@ -68,10 +70,11 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, folder: Path) -> AsyncIterator[Browser]:
+async def opened(url: str, folder: Path, *more: str) -> AsyncIterator[Browser]:
     assert CHROMIUM is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-               f"--user-data-dir={folder}", "--window-size=1300,1500", "about:blank"]  # fmt: skip
+               f"--user-data-dir={folder}", "--window-size=1300,1500",
+               *more, "about:blank"]  # fmt: skip
     nowhere = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(
         CHROMIUM, *options, stdout=nowhere, stderr=nowhere
@@ -135,6 +138,35 @@ def test_it_is_read_and_used_by_the_keyboard_and_says_when_nobody_answers(tmp_pa
             await browser.sees("!document.querySelector('#stale').hidden")
             stale = await browser.run("document.querySelector('#stale').innerText")
             assert "The page shows the state of" in stale
+            assert not [one for one in browser.said if "Content Security" in one], browser.said
+        keeping.cancel()
+        await serving.stop()
+
+    asyncio.run(asyncio.wait_for(work(), 180))
+
+
+def fingerprint(pem: Path) -> str:
+    """The digest of a certificate's key, by which Chromium is told to accept it."""
+    command = f"openssl x509 -in {pem} -pubkey -noout | openssl pkey -pubin -outform der"
+    key = subprocess.run(command, shell=True, check=True, capture_output=True).stdout  # noqa: S602
+    return base64.b64encode(hashlib.sha256(key).digest()).decode()
+
+
+def test_with_tls_and_the_token_in_the_address_as_in_a_bookmark(tmp_path: Path):
+    async def work() -> None:
+        pem, key = certificate(tmp_path)
+        token = tmp_path / "token"
+        token.write_text(f"{TOKEN}\n")
+        token.chmod(0o600)
+        serving = PageServer(FakeControl(), StatusPage(HERE, token, pem, key))
+        keeping = asyncio.create_task(serving.keep())
+        await until(lambda: serving.address is not None)
+        assert serving.address is not None
+        url = f"https://x:{TOKEN}@127.0.0.1:{serving.address[1]}/"
+        accepts = f"--ignore-certificate-errors-spki-list={fingerprint(pem)}"
+        async with opened(url, tmp_path / "profile", accepts) as browser:
+            await browser.sees("document.title === '(2) edge-1'")
+            assert TOKEN not in await browser.run("document.body.innerText + location.href")
             assert not [one for one in browser.said if "Content Security" in one], browser.said
         keeping.cancel()
         await serving.stop()

@@ -229,7 +229,7 @@ UP, DOWN, DRAIN, OUT = (
         ((UP, UP), ServiceState.UP, "all 2 backends up"),
         ((UP, DRAIN, OUT), ServiceState.UP, "1 backend up, 2 out"),
         ((UP, DOWN), ServiceState.DEGRADED, "1 of 2 backends up"),
-        ((UP, DOWN, DRAIN), ServiceState.DEGRADED, "1 of 2 backends up"),
+        ((UP, DOWN, DRAIN), ServiceState.DEGRADED, "1 of 2 backends up, 1 out"),
         ((UP, BackendState.CHECKING), ServiceState.DEGRADED, "1 of 2 backends up"),
         ((UP, BackendState.UNREACHABLE), ServiceState.DEGRADED, "1 of 2 backends up"),
         ((DOWN, DOWN), ServiceState.DOWN, "all 2 backends are down"),
