@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.clitools import config_option, guarded
+from agent.clitools import DEFAULT_CONFIG, config_option, guarded
 from agent.config.durations import parse_duration
+from agent.errors import ConfigError
 from agent.logs import LogFormat, LogLevel, configure
-from agent.model import ANYWHERE, COMPANION_PORT, GUE_PORT, Address, Network
+from agent.model import ANYWHERE, COMPANION_PORT, GUE_PORT, Address, Forward, Network
 from agent.node.settings import Check, Settings
 from agent.upkeep import rollback_check, take_over
 
@@ -193,6 +194,74 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
         asyncio.run(balance(path, kernel_headers))
 
     guarded(work)
+
+
+@cli.command("init")
+@click.option("--interface", "-i", metavar="NAME", help="Where clients' packets come in.")
+@click.option("--vip", metavar="ADDRESS", help="The address that clients connect to.")
+@click.option("--port", type=click.IntRange(1, 65_535), metavar="N", help="Its port.")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    metavar="[NAME=]ADDRESS[:PORT]",
+    help="A server; may be repeated. Without a port, the ports of known engines are tried.",
+)
+@click.option(
+    "--forward", type=click.Choice([mode.value for mode in Forward]), help="How packets get there."
+)
+@click.option("--health", metavar="PATH|tcp", help="How a server is checked.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The file that is written. An existing one is never replaced.",
+)
+@click.option("--yes", "-y", is_flag=True, help="Ask nothing: take what is proposed.")
+def init_(yes: bool, **options: Any) -> None:
+    """Write a first configuration: six questions, most of them with an answer proposed.
+
+    It looks for engines at the servers, or at this host's neighbours, by their ports and pages.
+    Every question has an option, so with --yes it runs in scripts.
+
+    \b
+    Examples:
+      lb-agent init
+      lb-agent init --yes --vip 192.0.2.10 --server 192.0.2.21 --server 192.0.2.22
+    """
+
+    def work() -> None:
+        from agent.init import Given, init
+
+        init(Given(**options), click.echo, _silent if yes else _asked)
+
+    guarded(work)
+
+
+def _asked[T](what: str, explanation: str, proposal: str, convert: Callable[[str], T]) -> T:
+    """Ask on the terminal, again until the answer makes sense."""
+
+    def converted(words: str) -> T:
+        try:
+            return convert(words.strip())
+        except ConfigError as error:
+            raise click.UsageError(f"{error.message}: {error.remedy}") from error
+
+    click.echo(f"\n{explanation}")
+    answer: T = click.prompt(what, default=proposal or None, value_proc=converted)
+    return answer
+
+
+def _silent[T](what: str, _: str, proposal: str, convert: Callable[[str], T]) -> T:
+    """Take what is proposed."""
+    if not proposal:
+        option = {"VIP": "vip", "servers": "server"}.get(what, what)
+        raise ConfigError(
+            f"nothing can be proposed for {what}", where="lb-agent init", remedy=f"give --{option}"
+        )
+    return convert(proposal)
 
 
 @cli.command()

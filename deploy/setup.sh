@@ -414,8 +414,8 @@ main() {
 		if [[ -e "$configuration_folder/agent.yaml" ]]; then
 			say "done; now: lb-agent check && $start"
 		else
-			say "done; now: install -m 0640 $configuration_folder/agent.yaml.example $configuration_folder/agent.yaml"
-			say "edit that file (the units do not start without it), then: lb-agent check && $start"
+			say "done; now: lb-agent init (writes $configuration_folder/agent.yaml; agent.yaml.example there shows more)"
+			say "the units do not start without that file; then: lb-agent check && $start"
 		fi
 		say "if it has a section failover: $start lb-agent-failover"
 	else

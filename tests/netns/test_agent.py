@@ -44,6 +44,28 @@ def test_traffic_reaches_every_backend_over_both_families(lab: Site) -> None:
     assert set(load["backends"]) == {"be1", "be2", "be3"}
 
 
+def test_what_init_writes_serves(lab: Site, tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    servers = [
+        f"{name}={next(a.ip for a in lab.lab.node(name).links[0].addresses if a.version == 4)}"
+        for name in ("be1", "be2")
+    ]
+    options = [word for server in servers for word in ("--server", server)]
+    done = lab.agent("init", "--yes", "--vip", "10.99.0.200", *options, "--output", str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("port 80 answers") == 2
+    (service,) = yaml.safe_load(path.read_text())["services"]
+    assert service["health"] == {"type": "http", "path": "/health"}
+    lab.edit("service.add", service=service.pop("name"), values=service)
+    url = "http://10.99.0.200/health"
+    try:
+        wait_until(
+            "a client is served", lambda: not lab.run("client", "curl", "-sf", url).returncode
+        )
+    finally:
+        lab.edit("service.remove", service="chat")
+
+
 def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
     with lab.load() as load:
         load.wait()
