@@ -120,6 +120,13 @@ COMMANDS = (
         CHANGE,
     ),
     LazyCommand(
+        "import",
+        "lbctl.commands.import_",
+        "import_",
+        "Convert another balancer's configuration: keepalived.",
+        CHANGE,
+    ),
+    LazyCommand(
         "diff",
         "lbctl.commands.diff",
         "diff",
