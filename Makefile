@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines soak attack faults mutants lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes soak attack faults mutants lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -35,6 +35,10 @@ test: setup ## everything: lint, types, documentation, all tests, the kernel's i
 
 test-engines: setup ## real engines and clients through the balancer: half an hour, and gigabytes once (root)
 	@$(PYTHON) -m tests.engines
+
+test-kubernetes: setup ## discovery against a real API server, built from Debian's packages: 15 minutes and 4 GB once
+	@$(PYTHON) -m tests.kubernetes.install
+	@$(BIN)/pytest -m kubernetes tests/kubernetes
 
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak

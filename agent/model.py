@@ -287,9 +287,12 @@ class Target:
     zone: str | None = None
 
 
+SOURCES = ("file", "http", "dns", "kubernetes")  # fields of Discover, one of which is set
+
+
 @dataclass(frozen=True, slots=True)
 class Discover:
-    """Where a service's further backends come from: one of ``file``, ``http`` and ``dns``, or none.
+    """Where a service's further backends come from: one of ``SOURCES``, or none.
 
     ``min``, ``max`` and ``most_removed`` bound what one answer of the source may change.
     """
@@ -297,12 +300,15 @@ class Discover:
     file: Path | None = None  # targets as in Prometheus' file_sd, YAML or JSON
     http: str | None = None  # the URL of the same as JSON
     dns: str | None = None  # a name; SRV records if it begins with an underscore, else addresses
+    kubernetes: str | None = None  # namespace/service, whose EndpointSlices are watched
     interval_s: float = 30.0  # http: between questions; dns: the longest time between them
     timeout_s: float = 10.0  # http and dns, of one question
     port: int | None = None  # dns: the port of what has only addresses
     server: tuple[str, int] | None = None  # dns: whom to ask; None: as in /etc/resolv.conf
     ca_file: Path | None = None  # http: who signs the source's certificate; None: the system's
     token_file: Path | None = None  # http: sent as a bearer token
+    kubeconfig: Path | None = None  # kubernetes; None: as a pod of the cluster
+    port_name: str | None = None  # kubernetes, of the slices' ports; None: the only one
     match: tuple[tuple[str, str], ...] = ()  # file and http: labels that a target must have
     min: int = 1  # fewer targets are no answer
     max: int = 1000  # more targets are no answer
@@ -317,7 +323,7 @@ class Discover:
     @property
     def source(self) -> str:
         """What is asked, for people; empty: nothing."""
-        for kind in ("file", "http", "dns"):
+        for kind in SOURCES:
             if getattr(self, kind) is not None:
                 return f"{kind} {getattr(self, kind)}"
         return ""

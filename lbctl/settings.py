@@ -13,6 +13,7 @@ from agent.model import (
     MAX_PRIORITY,
     MAX_WEIGHT,
     PERCENTILES,
+    SOURCES,
     AffinityBy,
     CheckKind,
     DownFlows,
@@ -33,8 +34,8 @@ from lbctl.suggest import did_you_mean
 
 LIMITS = tuple(each.name for each in fields(Limits))
 DISCOVER_KEYS = (
-    "file", "http", "dns", "interval", "timeout", "port", "server", "ca_file", "token_file",
-    "min", "max", "most_removed", "drain",
+    "file", "http", "dns", "kubernetes", "interval", "timeout", "port", "server", "ca_file",
+    "token_file", "kubeconfig", "port_name", "min", "max", "most_removed", "drain",
 )  # fmt: skip
 FLOW_STATES = ("embryonic", "acked", "established", "closing")
 # Options that begin with one of these go under that key of the configuration.
@@ -83,7 +84,7 @@ def discover_settings(
     for text in given:
         key, equals, value = text.partition("=")
         if text == "none":
-            result |= dict.fromkeys(("file", "http", "dns"))
+            result |= dict.fromkeys(SOURCES)
         elif equals and key.startswith("match.") and key != "match.":
             labels[key.removeprefix("match.")] = value
         elif equals and key in DISCOVER_KEYS:

@@ -14,10 +14,9 @@ from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.kinds import Kind, duration, refuse, shown, whole
 from agent.config.section import Section
-from agent.model import AdminState, Discover, Override
+from agent.model import SOURCES, AdminState, Discover, Override
 
 MOST_TARGETS = 10_000
-SOURCES = ("file", "http", "dns")  # of which a service has at most one
 _DISCOVER = Discover()
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -62,6 +61,17 @@ def _server(value: object) -> tuple[str, int]:
 
 
 Url = Annotated[str, BeforeValidator(_url), Kind("http or https URL")]
+_KUBERNETES = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def _kubernetes(value: object) -> str:
+    if not isinstance(value, str) or not _KUBERNETES.fullmatch(value):
+        remedy = "give the namespace and the name of a Service, such as default/vllm"
+        refuse(f"{shown(value)} is not a Service of Kubernetes", remedy)
+    return value
+
+
+KubernetesService = Annotated[str, BeforeValidator(_kubernetes), Kind("text: `namespace/service`")]
 DiscoveryName = Annotated[str, BeforeValidator(_name), Kind("text: a name of DNS")]
 Labels = Annotated[
     tuple[tuple[str, str], ...], BeforeValidator(_labels), Kind("mapping of label to value")
@@ -76,7 +86,7 @@ Number = Annotated[
 
 
 class DiscoverSection(Section):
-    """Where further backends of the service come from: `file`, `http` or `dns`.
+    """Where further backends of the service come from: `file`, `http`, `dns` or `kubernetes`.
 
     [Discovery](discovery.md) describes the formats, and what happens when a source is away or its
     answer looks like a mistake.
@@ -95,10 +105,15 @@ class DiscoverSection(Section):
         description="A name. If it begins with `_`, its SRV records name the servers, otherwise "
         "its A or AAAA records do, of the VIP's family.",
     )
+    kubernetes: KubernetesService | None = Field(
+        None,
+        description="A Service of Kubernetes: its endpoints are the servers, as its EndpointSlices "
+        "say from moment to moment.",
+    )
     interval: Interval = Field(
         _DISCOVER.interval_s,
         description="For `http`: the time between questions. For `dns`: the longest time; records "
-        "whose TTL is shorter are asked for sooner.",
+        "whose TTL is shorter are asked for sooner. A file and Kubernetes are watched.",
     )
     timeout: Timeout = Field(
         _DISCOVER.timeout_s, description="For `http` and `dns`: the longest time for an answer."
@@ -122,6 +137,15 @@ class DiscoverSection(Section):
         None,
         description="For `http`: a file with a token that is sent as `Authorization: Bearer`. It "
         "is read again each time.",
+    )
+    kubeconfig: kinds.AbsolutePath | None = Field(
+        None,
+        description="For `kubernetes`: a file as kubectl has it, with the API server and who we "
+        "are. Default: the service account of the pod in which the agent runs.",
+    )
+    port_name: kinds.Name | None = Field(
+        None,
+        description="For `kubernetes`: the name of the endpoints' port, if they have several.",
     )
     match: Labels = Field(
         (),
@@ -160,12 +184,15 @@ class DiscoverSection(Section):
             self.file,
             self.http,
             self.dns,
+            self.kubernetes,
             self.interval,
             self.timeout,
             self.port,
             self.server,
             self.ca_file,
             self.token_file,
+            self.kubeconfig,
+            self.port_name,
             self.match,
             self.min,
             self.max,

@@ -28,7 +28,7 @@ from agent.config.defaults import (
     PROTOCOL_KEYS,
     SCHEDULER_KEYS,
 )
-from agent.config.discover_schema import SOURCES, DiscoverSection
+from agent.config.discover_schema import DiscoverSection
 from agent.config.document import Problem
 from agent.config.schema import (
     DocumentSection,
@@ -52,7 +52,7 @@ from agent.config.telemetry_schema import (
     TelemetrySection,
 )
 from agent.errors import ConfigError
-from agent.model import CheckKind, Config, Forward, SynProtection
+from agent.model import SOURCES, CheckKind, Config, Forward, SynProtection
 
 # The sections that a service inherits key by key.
 _MERGED: dict[str, type[Section]] = {

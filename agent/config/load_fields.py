@@ -95,13 +95,16 @@ def rebalance_fields(rebalance: Rebalance) -> dict[str, object]:
 
 def discover_fields(discover: Discover) -> dict[str, object]:
     """Return the keys of ``discover``."""
-    paths = {key: getattr(discover, key) for key in ("file", "ca_file", "token_file")}
+    names = ("file", "ca_file", "token_file", "kubeconfig")
+    paths = {key: getattr(discover, key) for key in names}
     written: dict[str, object] = {key: str(path) if path else None for key, path in paths.items()}
     host, port = discover.server or ("", 0)
     server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return written | {
         "http": discover.http,
         "dns": discover.dns,
+        "kubernetes": discover.kubernetes,
+        "port_name": discover.port_name,
         "interval": format_duration(discover.interval_s),
         "timeout": format_duration(discover.timeout_s),
         "port": discover.port,

@@ -20,7 +20,7 @@ from agent.model import MAX_PRIORITY, MAX_WEIGHT, Address, AdminState, Target
 MOST_TARGETS = 20_000
 USUAL_WEIGHT = 100  # of a target for which the source gives none
 _ENDPOINT = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::([0-9]{1,6}))?", re.ASCII)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # as agent.config.kinds.Name
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # as agent.config.kinds.Name
 _WHOLE = re.compile(r"[0-9]{1,9}", re.ASCII)
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _MAX_NUMBER = 10**15
@@ -61,7 +61,7 @@ class SrvRecord:
     target: str
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """Says why a target is refused."""
 
 
@@ -79,7 +79,7 @@ def parse_targets(text: str, where: str, match: Sequence[tuple[str, str]] = ()) 
     Groups that lack a label of ``match`` are skipped. Raises DiscoveryError if the text is not a
     list of groups, and if there are too many targets or bytes.
     """
-    findings = _Findings(where)
+    findings = Findings(where)
     for group in read_groups(text, where):
         if any((_text(group.labels.get(label)) or "") != value for label, value in match):
             continue
@@ -92,7 +92,7 @@ def _target(written: object, labels: Mapping[str, object]) -> Target:
     address, port = _endpoint(written)
     state = _label(labels, "state") or AdminState.ACTIVE.value
     if state not in [known.value for known in AdminState]:
-        raise _UnusableError(f"its state {_shown(state)} is not active, drain or maintenance")
+        raise UnusableError(f"its state {shown(state)} is not active, drain or maintenance")
     return Target(
         address,
         port,
@@ -107,17 +107,17 @@ def _target(written: object, labels: Mapping[str, object]) -> Target:
 
 def _endpoint(written: object) -> tuple[Address, int | None]:
     if not isinstance(written, str):
-        raise _UnusableError("it is not a string such as 10.0.0.5:8000")
+        raise UnusableError("it is not a string such as 10.0.0.5:8000")
     parts = _ENDPOINT.fullmatch(written)
     if parts is None:
-        raise _UnusableError(_malformed(written))
+        raise UnusableError(_malformed(written))
     try:
         address = ip_address(parts[1] if parts[2] is None else parts[2])
     except ValueError as error:
-        raise _UnusableError(_malformed(written)) from error
+        raise UnusableError(_malformed(written)) from error
     if (address.version == 6) != (parts[1] is not None):
-        raise _UnusableError("brackets belong around an IPv6 address, and around nothing else")
-    return _usable(address), None if parts[3] is None else _port(int(parts[3]))
+        raise UnusableError("brackets belong around an IPv6 address, and around nothing else")
+    return usable_address(address), None if parts[3] is None else usable_port(int(parts[3]))
 
 
 def _malformed(written: str) -> str:
@@ -134,7 +134,7 @@ def _label(labels: Mapping[str, object], label: str) -> str:
     """Return a label's value; as in Prometheus, an empty one is the same as none."""
     value = _text(labels.get(label))
     if value is None:
-        raise _UnusableError(f"its {label} is neither a string nor an ordinary number")
+        raise UnusableError(f"its {label} is neither a string nor an ordinary number")
     return value
 
 
@@ -157,41 +157,41 @@ def _whole(labels: Mapping[str, object], label: str, most: int, usual: int) -> i
     if not value:
         return usual
     if not _WHOLE.fullmatch(value) or int(value) > most:
-        raise _UnusableError(f"its {label} {_shown(value)} is not a whole number from 0 to {most}")
+        raise UnusableError(f"its {label} {shown(value)} is not a whole number from 0 to {most}")
     return int(value)
 
 
 def _truth(labels: Mapping[str, object], label: str) -> bool:
     value = _label(labels, label).lower()
     if value and value not in _YES + _NO:
-        raise _UnusableError(f"its {label} {_shown(value)} is neither true nor false")
+        raise UnusableError(f"its {label} {shown(value)} is neither true nor false")
     return value in _YES
 
 
 def _name(labels: Mapping[str, object], label: str) -> str | None:
     value = _label(labels, label)
-    if value and not _NAME.fullmatch(value):
-        raise _UnusableError(
-            f"its {label} {_shown(value)} is not a name of at most 64 lower-case letters, digits, "
+    if value and not NAME.fullmatch(value):
+        raise UnusableError(
+            f"its {label} {shown(value)} is not a name of at most 64 lower-case letters, digits, "
             "and . _ - after the first"
         )
     return value or None
 
 
-def _port(port: int) -> int:
+def usable_port(port: int) -> int:
+    """Return the port. Raises UnusableError if it is not a port."""
     if not 1 <= port <= _MAX_PORT:
-        raise _UnusableError(f"port {port} is not from 1 to {_MAX_PORT}")
+        raise UnusableError(f"port {shown(port)} is not from 1 to {_MAX_PORT}")
     return port
 
 
-def _usable(address: Address) -> Address:
+def usable_address(address: Address) -> Address:
+    """Return the address. Raises UnusableError if it is not the unicast address of one host."""
     if isinstance(address, IPv6Address):
         if address.scope_id:
-            raise _UnusableError("its address is valid on one interface only")
+            raise UnusableError("its address is valid on one interface only")
         if address.ipv4_mapped:
-            raise _UnusableError(
-                f"{address} is an IPv4-mapped address: write {address.ipv4_mapped}"
-            )
+            raise UnusableError(f"{address} is an IPv4-mapped address: write {address.ipv4_mapped}")
     for kind, is_kind in (
         ("the unspecified address", address.is_unspecified),
         ("a loopback address", address.is_loopback),
@@ -201,7 +201,7 @@ def _usable(address: Address) -> Address:
         ("a reserved address", address.is_reserved or address in _THIS_NETWORK),
     ):
         if is_kind:
-            raise _UnusableError(f"{address} is {kind}, not the unicast address of one host")
+            raise UnusableError(f"{address} is {kind}, not the unicast address of one host")
     return address
 
 
@@ -212,7 +212,7 @@ def from_addresses(
     addresses: Iterable[str], port: int | None, where: str, valid_s: float | None = None
 ) -> Answer:
     """Return the addresses of A or AAAA records as targets, all with the same port."""
-    findings = _Findings(where)
+    findings = Findings(where)
     for written in addresses:
         findings.add(written, partial(_resolved, written, port, USUAL_WEIGHT, 0))
     return findings.answer(valid_s)
@@ -241,7 +241,7 @@ def from_srv(
     for record in available:
         rank = ranks[record.priority]
         heaviest[rank] = max(heaviest.get(rank, 0), record.weight)
-    findings = _Findings(where)
+    findings = Findings(where)
     for record in available:
         rank = ranks[record.priority]
         weight = _scaled(record.weight, heaviest[rank])
@@ -264,17 +264,17 @@ def _scaled(weight: int, heaviest: int) -> int:
 
 def _resolved(written: str, port: int | None, weight: int, priority: int) -> Target:
     return Target(
-        _usable(ip_address(written)),
-        None if port is None else _port(port),
+        usable_address(ip_address(written)),
+        None if port is None else usable_port(port),
         weight=weight,
         priority=priority,
     )
 
 
-# -- common to both
+# -- common to all sources
 
 
-class _Findings:
+class Findings:
     """Collects the usable and the refused targets of one answer."""
 
     def __init__(self, where: str) -> None:
@@ -283,15 +283,20 @@ class _Findings:
         self._refused: list[Refused] = []
 
     def add(self, what: object, make: Callable[[], Target]) -> None:
-        """Add what ``make()`` returns, or the reason why it raises _UnusableError."""
+        """Add what ``make()`` returns, or the reason why it raises UnusableError."""
         try:
-            self._targets.append(make())
-        except _UnusableError as error:
-            self._refused.append(Refused(_shown(what), str(error)))
+            self.keep(make())
+        except UnusableError as error:
+            self.refuse(what, str(error))
+
+    def keep(self, target: Target) -> None:
+        """Add a target that can be used."""
+        self._targets.append(target)
         self._check_number()
 
     def refuse(self, what: object, why: str) -> None:
-        self._refused.append(Refused(_shown(what), why))
+        """Add a target that cannot be used."""
+        self._refused.append(Refused(shown(what), why))
         self._check_number()
 
     def answer(self, valid_s: float | None = None) -> Answer:
@@ -336,7 +341,8 @@ def _endpoint_text(target: Target) -> str:
     return address if target.port is None else f"{address}:{target.port}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value of a source for a message, on one line and not too long."""
     match value:
         case str():
             words = value if value.isprintable() else repr(value)

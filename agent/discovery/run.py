@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.discovery import sources
+from agent.discovery import kubernetes, sources
 from agent.discovery.answer import Answer, Refused
 from agent.errors import ConflictError, DiscoveryError, NotFoundError, SteelyardError
 from agent.files import write_atomically
@@ -207,6 +207,8 @@ class Discovery:
 
     async def _watch(self, question: _Question) -> None:
         """Ask one source again and again, and keep the newest outcome."""
+        if question.discover.kubernetes is not None:
+            await self._follow(question)
         discover = question.discover
         while True:
             stamp = await self._stamp(discover)
@@ -216,13 +218,30 @@ class Discovery:
                 outcome = _Outcome(time.time(), None, error.message)
             else:
                 outcome = _Outcome(time.time(), answer)
-            self._outcomes[question] = outcome
-            self._news.set()
+            self._note(question, outcome)
             if discover.file is None:
                 await asyncio.sleep(_pause_s(discover, outcome))
                 continue
             while await self._stamp(discover) == stamp:  # noqa: ASYNC110 (nothing tells of it)
                 await asyncio.sleep(TICK_S)
+
+    async def _follow(self, question: _Question) -> None:
+        """Keep what a source says from moment to moment, for ever."""
+        while True:
+            try:
+                async with contextlib.aclosing(
+                    kubernetes.answers(question.discover, question.family)
+                ) as answers:
+                    async for answer in answers:
+                        self._note(question, _Outcome(time.time(), answer))
+            except DiscoveryError as error:
+                outcome = _Outcome(time.time(), None, error.message)
+                self._note(question, outcome)
+                await asyncio.sleep(_pause_s(question.discover, outcome))
+
+    def _note(self, question: _Question, outcome: _Outcome) -> None:
+        self._outcomes[question] = outcome
+        self._news.set()
 
     async def _stamp(self, discover: Discover) -> object:
         """Return what changes with the file that is the source, if it is one."""

@@ -1,4 +1,4 @@
-"""Asks a source of backends once: a file, a page by HTTP, or DNS.
+"""Asks a source of backends once: a file, a page by HTTP, DNS, or the API server of Kubernetes.
 
 Whatever goes wrong with a source is a DiscoveryError. What an answer means is decided by
 ``agent.discovery.answer``.
@@ -7,12 +7,9 @@ Whatever goes wrong with a source is a DiscoveryError. What an answer means is d
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import ssl
-import stat
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +25,10 @@ from agent.discovery.answer import (
     record_type,
 )
 from agent.discovery.groups import MOST_BYTES, too_long
+from agent.discovery.kubernetes import answers
+from agent.discovery.reading import USER_AGENT, bearer, http_words, read_file, read_token
 from agent.errors import DiscoveryError
-from agent.health.probe import WORDS, duration, tls_words
+from agent.health.probe import duration
 from agent.model import Discover
 
 if TYPE_CHECKING:
@@ -37,19 +36,16 @@ if TYPE_CHECKING:
     import dns.name
     import dns.resolver
 
-USER_AGENT = "steelyard-discovery"
 MOST_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 1 << 16
-_MOST_TOKEN_BYTES = 16_384
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 _NAMES_AT_ONCE = 16
 
 type Stamp = tuple[int, ...]
 
 
 async def ask(discover: Discover, family: int) -> Answer:
-    """Ask the source once. ``family``, 4 or 6, is the IP version of the addresses to ask DNS for.
+    """Ask the source once. ``family``, 4 or 6, is the IP version of the addresses to ask for.
 
     A DNS name is taken as absolute: the search list of /etc/resolv.conf is not applied.
     Raises DiscoveryError if there is no usable answer.
@@ -62,7 +58,10 @@ async def ask(discover: Discover, family: int) -> Answer:
         return await asyncio.to_thread(_parsed, body, discover, where)
     if discover.dns is not None:
         return await _ask_dns(discover, discover.dns, family, where)
-    raise DiscoveryError("no source is configured", remedy="set file, http or dns")
+    if discover.kubernetes is not None:
+        async with aclosing(answers(discover, family)) as found:
+            return await anext(found)
+    raise DiscoveryError("no source is configured", remedy="set file, http, dns or kubernetes")
 
 
 # -- a file
@@ -82,32 +81,10 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def _from_file(path: Path, discover: Discover, where: str) -> Answer:
-    body = _read(path, MOST_BYTES, "the file", where)
+    body = read_file(path, MOST_BYTES, "the file", where)
     if len(body) > MOST_BYTES:
         too_long(where)
     return _parsed(body, discover, where)
-
-
-def _read(path: Path, most: int, what: str, where: str) -> bytes:
-    """Return up to ``most`` + 1 bytes of a regular file."""
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return file.read(most + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise DiscoveryError(
-            f"{what} {path} cannot be read: {reason}",
-            where=where,
-            remedy="create it, or correct its path and permissions",
-        ) from error
-    raise DiscoveryError(
-        f"{what} {path} is not a regular file", where=where, remedy="name a regular file"
-    )
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a named pipe would wait for a writer
 
 
 def _parsed(body: bytes, discover: Discover, where: str) -> Answer:
@@ -134,7 +111,7 @@ async def _ask_http(discover: Discover, address: str, where: str) -> bytes:
         message = f"no complete answer within {duration(discover.timeout_s)}"
         raise DiscoveryError(message, where=where, remedy=remedy) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise DiscoveryError(_http_words(error), where=where, remedy=remedy) from error
+        raise DiscoveryError(http_words(error), where=where, remedy=remedy) from error
 
 
 async def _fetch(discover: Discover, url: URL, where: str) -> bytes:
@@ -175,15 +152,7 @@ async def _token(path: Path | None, where: str) -> dict[str, str]:
     """Return the header that holds the token. It is read each time, because tokens are rotated."""
     if path is None:
         return {}
-    content = await asyncio.to_thread(_read, path, _MOST_TOKEN_BYTES, "the token file", where)
-    token = content.decode("latin-1").strip()
-    if len(content) > _MOST_TOKEN_BYTES or not _TOKEN.fullmatch(token):
-        raise DiscoveryError(
-            f"the token file {path} does not hold a token",
-            where=where,
-            remedy="write nothing but the token into it, without spaces",
-        )
-    return {"Authorization": f"Bearer {token}"}
+    return bearer(await asyncio.to_thread(read_token, path, where))
 
 
 async def _tls(ca_file: Path | None, where: str) -> ssl.SSLContext:
@@ -238,30 +207,6 @@ async def _body(response: aiohttp.ClientResponse, where: str) -> bytes:
         if len(body) > MOST_BYTES:
             too_long(where)
     return bytes(body)
-
-
-def _http_words(error: Exception) -> str:
-    match error:
-        case aiohttp.ClientConnectorCertificateError():
-            return tls_words(error.certificate_error)
-        case aiohttp.ClientConnectorSSLError():
-            return tls_words(error.os_error)
-        case aiohttp.ClientConnectorDNSError():
-            return f"the name {error.host} cannot be resolved: {error.os_error.strerror}"
-        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-            return "this is not an HTTP URL"
-        case aiohttp.ServerDisconnectedError():
-            return "connection closed before an answer"
-        case aiohttp.ClientPayloadError():
-            return "connection closed before the end of the answer"
-        case OSError():
-            number = error.errno or 0
-            return WORDS.get(number) or (
-                os.strerror(number).lower() if number > 0 else "connection failed"
-            )
-        case aiohttp.ClientError():
-            return "the answer is not HTTP"
-    return f"it cannot be asked: {error}"
 
 
 # -- DNS

@@ -229,10 +229,12 @@ def test(ctx: click.Context, settings: Mapping[str, object], ipv6: bool) -> None
     from agent.config.layers import name_of
     from agent.config.load import parse_section
     from agent.discovery import sources
+    from agent.model import SOURCES
 
     discover = parse_section(DiscoverSection, settings, "the settings").model()
     if not discover.is_on:
-        raise click.UsageError("give one of file=…, http=… and dns=…", ctx)
+        kinds = ", ".join(f"{kind}=…" for kind in SOURCES)
+        raise click.UsageError(f"give one of {kinds}", ctx)
     answer = asyncio.run(sources.ask(discover, 6 if ipv6 else 4))
     env = ctx.ensure_object(Environment)
     data: dict[str, Any] = {

@@ -124,7 +124,7 @@ def test_a_source_is_tried_without_the_agent(run, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["interval=5"], "give one of file=…, http=… and dns=…"),
+        (["interval=5"], "give one of file=…, http=…, dns=…, kubernetes=…"),
         (["most-removed=5%"], "did you mean most_removed?"),
         (["dns"], "is not KEY=VALUE"),
         (["match.=x", "dns=y"], "is not KEY=VALUE"),
@@ -148,7 +148,7 @@ def test_settings_that_make_no_sense(run, given: list[str], says: str) -> None:
                 "match": {"a": "b"},
             },
         ),
-        (["none"], {"file": None, "http": None, "dns": None}),
+        (["none"], {"file": None, "http": None, "dns": None, "kubernetes": None}),
         (["drain=10m"], {"drain": "10m"}),
     ],
 )  # fmt: skip

@@ -285,6 +285,7 @@ def discoveries(draw: st.DrawFn) -> Discover:
                 {"file": Path("/etc/gpu.yaml")},
                 {"http": "https://inventory.example.org/gpu?rack=1"},
                 {"dns": "_http._tcp.gpu.example.org"},
+                {"kubernetes": "default/vllm", "port_name": "http"},
             ]
         )
     )
@@ -299,6 +300,7 @@ def discoveries(draw: st.DrawFn) -> Discover:
         server=draw(st.sampled_from([None, ("127.0.0.1", 8600), ("::1", 53)])),
         ca_file=draw(paths),
         token_file=draw(paths),
+        kubeconfig=draw(paths),
         match=tuple(sorted(labels.items())),
         min=fewest,
         max=draw(st.integers(fewest, 10_000)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.config.load import parse
+from agent.discovery import kubernetes, sources
 from agent.discovery import run as discovery
-from agent.discovery import sources
 from agent.discovery.answer import Answer, Refused
 from agent.discovery.run import Discovery, Found
 from agent.errors import ConfigError, ConflictError, DiscoveryError, NotFoundError
@@ -56,6 +56,16 @@ class Fake:
             raise answer
         return answer
 
+    async def watch(self, discover: Discover, family: int) -> AsyncIterator[Answer]:
+        """A source that says what is new by itself, and breaks off at an error."""
+        last: Answer | None = None
+        while True:
+            answer = await self.ask(discover, family)
+            if answer is not last:
+                yield answer
+            last = answer
+            await asyncio.sleep(0.01)
+
     async def apply(self, found: Found) -> None:
         if self.refusal is not None:
             raise self.refusal
@@ -78,6 +88,7 @@ def answer(*addresses: str, **more: object) -> Answer:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake(tmp_path / "default.discovery.json")
     monkeypatch.setattr(sources, "ask", fake.ask)
+    monkeypatch.setattr(kubernetes, "answers", fake.watch)
     monkeypatch.setattr(discovery, "TICK_S", 0.01)
     monkeypatch.setattr(discovery, "RETRY_S", 0.01)
     return fake
@@ -215,6 +226,25 @@ def test_a_file_is_read_again_when_it_changes(
         other.write_text('[{"targets": ["10.0.0.1", "10.0.0.2"]}]')
         other.replace(path)
         await until(lambda: len(fake.names()) == 2)
+
+    during(fake, work)
+
+
+def test_a_source_that_is_watched_is_not_asked_but_followed(fake: Fake):
+    source = "kubernetes default/vllm"
+    fake.serve("kubernetes: default/vllm, interval: 1h")
+    fake.answers[source] = answer("10.0.0.1")
+
+    async def work() -> None:
+        await until(lambda: fake.names() == ["10.0.0.1"])
+        fake.answers[source] = answer("10.0.0.1", "10.0.0.2")
+        await until(lambda: len(fake.names()) == 2)
+        fake.answers[source] = DiscoveryError("the API server does not answer")
+        await until(lambda: fake.discovery.problems())
+        assert len(fake.names()) == 2
+        fake.answers[source] = answer("10.0.0.1", "10.0.0.2", "10.0.0.3")
+        await until(lambda: len(fake.names()) == 3)
+        assert not fake.discovery.problems()
 
     during(fake, work)
 
