@@ -216,7 +216,8 @@ class AgentControl:
 
     def _composed(self, base: Config) -> Config:
         """Return what runs with another base, and the targets that sources have named."""
-        composed = layers.compose(base, self._found, self._own).config
+        found = layers.renamed(self._core.config, base, self._found)
+        composed = layers.compose(base, found, self._own).config
         layers.check(self._core.config, composed)
         return keeping(self._core.config, composed)
 

@@ -72,6 +72,16 @@ def compose(
     return Composed(replace(base, services=tuple(services)), left_out)
 
 
+def renamed(
+    running: Config, base: Config, found: Mapping[str, tuple[Placed, ...]]
+) -> Mapping[str, tuple[Placed, ...]]:
+    """Return ``found`` by the names of ``base``: a service with another name keeps its targets."""
+    names = {service.name for service in base.services}
+    gone = {s.key: found[s.name] for s in running.services if s.name in found.keys() - names}
+    new = {s.name: gone[s.key] for s in base.services if s.key in gone and s.name not in found}
+    return {**found, **new}
+
+
 def check(running: Config, composed: Config) -> None:
     """Raise ConfigError if targets break a rule between services, or do not fit the tables."""
     before = {service.name: service for service in running.services}

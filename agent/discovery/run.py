@@ -19,7 +19,7 @@ from agent.discovery.answer import Answer, Refused
 from agent.errors import ConflictError, DiscoveryError, NotFoundError, SteelyardError
 from agent.files import write_atomically
 from agent.logs import get_logger
-from agent.model import Discover, Service, Target
+from agent.model import Discover, Service, ServiceKey, Target
 from agent.state.sources import (
     Placed,
     SourceState,
@@ -34,6 +34,7 @@ from agent.state.sources import (
 log = get_logger()
 
 TICK_S = 1.0
+SWEEP_S = 5.0
 RETRY_S = 5.0  # after an answer that cannot be used, at most
 MIN_TTL_S = 1.0
 
@@ -121,6 +122,8 @@ class Discovery:
         self._watches: dict[_Question, asyncio.Task[None]] = {}
         self._outcomes: dict[_Question, _Outcome] = {}
         self._judged: dict[str, tuple[Discover, _Outcome]] = {}
+        self._keys: dict[str, ServiceKey] = {}  # of the services that have a source
+        self._swept = 0.0  # time.monotonic()
         self._passing = asyncio.Lock()
         self._is_unsaved = False
         self._news = asyncio.Event()
@@ -201,9 +204,19 @@ class Discovery:
         for question in wanted - self._watches.keys():
             name = f"discovery of {question.discover.source}"
             self._watches[question] = asyncio.create_task(self._watch(question), name=name)
+        self._follow_names(services)
         for known in (self.states, self._refused, self._asked, self._judged):
             for name in known.keys() - services.keys():
                 del known[name]
+
+    def _follow_names(self, services: Mapping[str, Service]) -> None:
+        """Keep what is known of a service that has only another name now."""
+        gone = {key: name for name, key in self._keys.items() if name not in services}
+        for name, service in services.items():
+            old = gone.get(service.key)
+            if name not in self.states and old in self.states:
+                self.states[name] = self.states.pop(old)
+        self._keys = {name: service.key for name, service in services.items()}
 
     async def _watch(self, question: _Question) -> None:
         """Ask one source again and again, and keep the newest outcome."""
@@ -268,7 +281,10 @@ class Discovery:
             _log(service, before, after)
 
     async def _sweep(self) -> None:
-        """Forget the targets that have drained."""
+        """Forget the targets that have drained. Looking for flows costs, so it is done seldom."""
+        if time.monotonic() - self._swept < SWEEP_S:
+            return
+        self._swept = time.monotonic()
         for service in self._services():
             state = self.states.get(service.name)
             if state is None or all(each.left is None for each in state.placed):

@@ -536,6 +536,16 @@ def test_whatever_else_changes_keeps_the_targets(discovering, how: str) -> None:
     assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
 
 
+def test_a_service_with_another_name_keeps_its_targets(discovering) -> None:
+    """Else its connections to them would be cut."""
+    control, core, _ = discovering
+    (service,) = document(core.config)["services"]
+    apply = Edit(EditOp.SERVICES_APPLY, values={"services": [service | {"name": "talk"}]})
+    asyncio.run(control.edit(apply, confirmed=True))
+    assert core.config.services[0].name == "talk"
+    assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
+
+
 def test_a_drained_target_stays_drained_when_its_source_forgets_and_names_it(discovering) -> None:
     control, core, _ = discovering
     drain = Edit(EditOp.BACKEND_SET, "chat", "10.0.0.41", {"state": "drain"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from ipaddress import ip_address
@@ -91,6 +92,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setattr(kubernetes, "answers", fake.watch)
     monkeypatch.setattr(discovery, "TICK_S", 0.01)
     monkeypatch.setattr(discovery, "RETRY_S", 0.01)
+    monkeypatch.setattr(discovery, "SWEEP_S", 0.01)
     return fake
 
 
@@ -291,6 +293,21 @@ def test_what_a_service_without_a_source_had_is_forgotten(fake: Fake):
 
     during(fake, work)
     assert not fake.discovery.views()
+
+
+def test_a_service_with_another_name_keeps_what_its_source_said(fake: Fake):
+    fake.answers["dns gpu.example.org"] = answer("10.0.0.1")
+
+    async def work() -> None:
+        await until(lambda: fake.names() == ["10.0.0.1"])
+        fake.answers.clear()
+        (chat, copy) = fake.services
+        fake.services = (dataclasses.replace(chat, name="talk"), copy)
+        await until(lambda: fake.names("talk") == ["10.0.0.1"])
+        await until(lambda: "chat" not in fake.taken[-1])
+
+    during(fake, work)
+    assert not any(found.keys() == set() for found in fake.taken), "it never had none"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"chat": {}}', '{"chat": 1}', "\0"])
