@@ -217,9 +217,10 @@ class AgentControl:
     def _composed(self, base: Config) -> Config:
         """Return what runs with another base, and the targets that sources have named."""
         found = layers.renamed(self._core.config, base, self._found)
-        composed = layers.compose(base, found, self._own).config
-        layers.check(self._core.config, composed)
-        return keeping(self._core.config, composed)
+        running = self._core.config
+        composed = keeping(running, layers.compose(base, found, self._own).config)
+        layers.check(running, composed)
+        return composed
 
     async def _take_found(self, found: Found) -> None:
         """Make other targets backends. Raises SteelyardError if they cannot be; nothing changes
@@ -229,7 +230,8 @@ class AgentControl:
             self._own = (await asyncio.to_thread(look)).addresses
             before, self._found = self._found, found
             try:
-                new = self._composed(self._base)
+                # In a thread: rules between services take seconds with thousands of backends.
+                new = await asyncio.to_thread(self._composed, self._base)
                 self._core.identities(new)
             except SteelyardError:
                 self._found = before

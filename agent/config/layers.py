@@ -58,12 +58,12 @@ def compose(
 
     Services without targets are the same objects as in ``base``.
     """
-    ours = _ours(base, own)
+    here = _Here(base, own)
     services, left_out = [], {}
     for service in base.services:
         placed = found.get(service.name, ()) if service.discover.is_on else ()
         if placed:
-            made = _Made(service, base, ours)
+            made = _Made(service, here)
             for each in placed:
                 made.take(each)
             left_out[service.name] = tuple(made.left_out)
@@ -117,23 +117,31 @@ class _Names:
         return f"service {service.name}, backend {name}", ".".join(map(str, path[4:]))
 
 
-def _ours(base: Config, own: Collection[Address]) -> frozenset[Address]:
-    """Return the addresses of balancers: a target with one of these would be a loop."""
-    vips = (vip for instance in base.failover.instances for vip in instance.vips)
-    found: set[Address | None] = {*own, *vips, base.tunnel_source_v4, base.tunnel_source_v6}
-    found.update(base.nat.sources_v4, base.nat.sources_v6)
-    return frozenset(address for address in found if address is not None)
+class _Here:
+    """What no target can be, and the zones that it can be in."""
+
+    def __init__(self, base: Config, own: Collection[Address]) -> None:
+        keys = [service.key for service in base.services]
+        self._vips = {key.vip for key in keys if key.vip_bits is None}
+        self._prefixes = [key for key in keys if key.vip_bits is not None]
+        vips = (vip for instance in base.failover.instances for vip in instance.vips)
+        self.ours = {*own, *vips, base.tunnel_source_v4, base.tunnel_source_v6}
+        self.ours.update(base.nat.sources_v4, base.nat.sources_v6)
+        self.zones = {zone.name for zone in base.zones}
+
+    def is_vip(self, address: Address) -> bool:
+        """Return whether a service has the address."""
+        return address in self._vips or any(key.holds(address) for key in self._prefixes)
 
 
 class _Made:
     """The backends of one service that are made from targets."""
 
-    def __init__(self, service: Service, base: Config, ours: frozenset[Address]) -> None:
+    def __init__(self, service: Service, here: _Here) -> None:
         self.backends: list[Backend] = []
         self.left_out: list[LeftOut] = []
-        self._service, self._base, self._ours = service, base, ours
+        self._service, self._here = service, here
         self._overrides = {self._place(o.address, o.port): o for o in service.overrides}
-        self._zones = {zone.name for zone in base.zones}
         self._names = {backend.name for backend in service.backends}
         self._places = {self._place(b.address, b.port): "file" for b in service.backends}
 
@@ -161,7 +169,7 @@ class _Made:
             target.backup,
             None,
             target.priority,
-            target.zone if target.zone in self._zones else None,
+            target.zone if target.zone in self._here.zones else None,
             discovered=True,
         )
         self._names.add(backend.name)
@@ -174,9 +182,9 @@ class _Made:
         key = service.key
         if not service.forward.is_tunnel and address.version != key.vip.version:
             return f"it is not of the VIP's family, IPv{key.vip.version}"
-        if any(each.key.holds(address) for each in self._base.services):
+        if self._here.is_vip(address):
             return "its address is a VIP"
-        if address in self._ours:
+        if address in self._here.ours:
             return "its address is one of this balancer"
         single = _single_port(service)
         if not service.forward.is_nat and single and target.port not in (None, single):

@@ -128,7 +128,9 @@ class Discovery:
         self._is_unsaved = False
         self._news = asyncio.Event()
         self._applied = found_in(self.states)
-        self._saved = to_json(self.states)
+        self._saved = self._applied
+        self._refused_found: Found | None = None  # what could not be applied, until ``_retry_at``
+        self._retry_at = 0.0  # time.monotonic()
 
     # -- what is known
 
@@ -297,30 +299,33 @@ class Discovery:
         """Make the targets backends if they have changed, and keep them on disk."""
         async with self._passing:
             found = found_in(self.states)
+            if found == self._refused_found and time.monotonic() < self._retry_at:
+                return
             if found != self._applied:
                 try:
                     await self._apply(found)
                 except SteelyardError as error:
+                    self._refused_found, self._retry_at = found, time.monotonic() + RETRY_S
                     if self._unapplied != _sentence(error):
                         self._unapplied = _sentence(error)
                         log.error("discovered backends cannot be used", problem=str(error))
                     return
                 self._applied = found
-            self._unapplied = ""
-            await self._save()
+            self._unapplied, self._refused_found = "", None
+            if found != self._saved:
+                await self._save(found)
 
-    async def _save(self) -> None:
-        data = to_json(self.states)
-        if data == self._saved:
-            return
+    async def _save(self, found: Found) -> None:
+        """Keep the targets. Times of answers that named the same are not worth a write."""
+        text = json.dumps(to_json(self.states), indent=1) + "\n"
         try:
-            await asyncio.to_thread(write_atomically, self._path, json.dumps(data, indent=1) + "\n")
+            await asyncio.to_thread(write_atomically, self._path, text)
         except OSError as error:
             if not self._is_unsaved:
                 log.error("what sources said cannot be saved", problem=f"{self._path}: {error}")
             self._is_unsaved = True
         else:
-            self._saved, self._is_unsaved = data, False
+            self._saved, self._is_unsaved = found, False
 
 
 def _pause_s(discover: Discover, outcome: _Outcome) -> float:

@@ -228,7 +228,7 @@ AGENT = (
            "if placed.left is not None and admin is AdminState.ACTIVE:", "if False:",
            ("unit/config/test_layers.py",)),
     Mutant("a source may send clients to a VIP", "agent/config/layers.py",
-           "if any(each.key.holds(address) for each in self._base.services):", "if False:",
+           "if self._here.is_vip(address):", "if False:",
            ("unit/config/test_layers.py",)),
     Mutant("a source's token goes to whoever the page redirects to", "agent/discovery/sources.py",
            "token if url.origin() == origin else {}", "token", ("unit/discovery/test_sources.py",)),

@@ -98,6 +98,13 @@ def test_a_target_that_cannot_be_a_backend_is_left_out_and_the_others_are_not(fo
     check(config, found.config)
 
 
+def test_a_target_within_the_prefix_of_a_vip_is_left_out():
+    text = TEXT.format(forward="fullnat", port="", other="").replace("10.0.0.11", "192.0.2.0/24")
+    found = compose(parse(text, "agent.yaml"), placed(target("192.0.2.9"), target("192.0.3.9")))
+    assert [each.why for each in found.left_out["chat"]] == ["its address is a VIP"]
+    assert len(discovered(found.config)) == 1
+
+
 def test_two_targets_at_one_place_are_one_backend():
     found = compose(base("dsr"), placed(target("10.0.0.40", 80), target("10.0.0.40", None)))
     assert len(discovered(found.config)) == 1
