@@ -24,6 +24,7 @@ from agent.config.plan import (
     plan,
     settings_change,
 )
+from agent.config.reverts import Revert, planned, undo
 from agent.config.store import LoadedRunning, RunningStore
 from agent.config.versions import Act, Author, Version
 from agent.core import Core
@@ -38,6 +39,7 @@ from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network, Target
 from agent.notify import Notifier
+from agent.reverting import Reverting
 from agent.state.causes import Troubles, troubles
 from agent.state.events import TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
@@ -60,11 +62,18 @@ from agent.state.sources import SourceState
 log = get_logger()
 
 SAVE_AGAIN_S = 2.0
+LOOK_FOR_ENDED_S = 1.0
+END_AGAIN_S = 30.0
 RECENT_S = 3600.0
 MAX_LOGGED_CHANGES = 50  # changes of one order with a log line each; the history has all
 _AGENT = Author("lb-agent")
 _HANGUP = Author("SIGHUP")
 _START = Act("start", _AGENT)
+
+
+def _named(revert: Revert) -> dict[str, str]:
+    """Return the fields by which the log names what a revert is about."""
+    return {"backend": str(BackendRef(revert.service, revert.backend)), "field": revert.field}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,7 @@ class AgentControl:
             self._take_found,
             self._flows_of_targets,
         )
+        self._reverting = Reverting(core.config.state_dir, core.config.name)
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
@@ -162,17 +172,53 @@ class AgentControl:
         *edits: Edit,
         dry_run: bool = False,
         confirmed: bool = False,
+        for_s: float | None = None,
         author: Author = _AGENT,
     ) -> tuple[Change, ...]:
-        """Apply all edits to the running configuration or none, or say what would change."""
+        """Apply all edits to the running configuration or none, or say what would change.
+
+        ``for_s``: how long they hold; None: until they are changed again.
+        """
         async with self._changing:
             # Edits that name what they remove are intended; only a whole set has to be confirmed.
             asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
             confirm = "lbctl apply --yes" if asks else ""
-            base = apply_edits(
-                self._base, list(layers.written(self._core.config, edits, self._found))
-            )
-            return await self._change(base, dry_run, confirm, Act("edit", author))
+            running = self._core.config
+            base = apply_edits(self._base, list(layers.written(running, edits, self._found)))
+            made = await self._change(base, dry_run, confirm, Act("edit", author))
+            if not dry_run:
+                pending = self._reverting.pending
+                await self._reverting.keep(planned(pending, running, edits, for_s, time.time()))
+            return made
+
+    def reverts(self) -> tuple[Revert, ...]:
+        """Return the changes that end by themselves."""
+        return self._reverting.pending
+
+    async def end_changes(self) -> None:
+        """Undo changes when their time is over, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_FOR_ENDED_S)
+            for each in self._reverting.pending:
+                if each.at <= time.time():
+                    await self._end(each)
+
+    async def _end(self, revert: Revert) -> None:
+        """Undo a change whose time is over, unless somebody has made another one since."""
+        edit = undo(self._core.config, revert)
+        who = replace(_AGENT, message=f"{revert.field} of {revert.backend}: the time is over")
+        left = tuple(each for each in self._reverting.pending if each is not revert)
+        try:
+            if edit is not None:
+                await self.edit(edit, author=who)
+        except SteelyardError as error:
+            log.error("a change cannot be undone yet", problem=str(error), **_named(revert))
+            left = (*left, replace(revert, at=time.time() + END_AGAIN_S))
+        else:
+            if edit is None:
+                why = "it was changed again meanwhile, or is gone"
+                log.info("a change for a time is left as it is", why=why, **_named(revert))
+        await self._reverting.keep(left)
 
     async def rollback(
         self,

@@ -11,6 +11,7 @@ import click
 
 from agent.api.client import ApiNotFoundError, ApiUnconfirmedError
 from agent.errors import SteelyardError
+from agent.humanise import age
 from lbctl.environment import Agent, Environment, Output
 from lbctl.output import Data, emit, page
 from lbctl.suggest import did_you_mean
@@ -55,9 +56,14 @@ def message_of(env: Environment) -> dict[str, object]:
     return {"message": env.message} if env.message else {}
 
 
-def change(env: Environment, *orders: Order, dry_run: bool) -> None:
-    """Carry out orders that remove nothing, all or none, and show what they changed."""
-    report(env, _post(env, env.agent_to_change(), *orders, dry_run=dry_run))
+def change(env: Environment, *orders: Order, dry_run: bool, for_s: float | None = None) -> None:
+    """Carry out orders that remove nothing, all or none, and show what they changed.
+
+    ``for_s``: how long the change holds; None: until it is changed again.
+    """
+    report(env, _post(env, env.agent_to_change(), *orders, dry_run=dry_run, for_s=for_s))
+    if for_s is not None and not dry_run:
+        env.note(f"it ends in {age(for_s)}; `lbctl backend show` says what comes back then")
 
 
 def remove(
@@ -152,11 +158,15 @@ def ask(env: Environment, question: str) -> None:
         raise RefusedError("nothing was changed")
 
 
-def _post(env: Environment, agent: Agent, *orders: Order, dry_run: bool) -> dict[str, Any]:
+def _post(
+    env: Environment, agent: Agent, *orders: Order, dry_run: bool, for_s: float | None = None
+) -> dict[str, Any]:
     first = orders[0]
     body = first.body(env, dry_run=dry_run)
     if len(orders) > 1:
         body = {"edits": [order.edit for order in orders], "dry_run": dry_run} | message_of(env)
+    if for_s is not None:
+        body["for_s"] = for_s
     try:
         return agent.post("/v1/edit", body)
     except ApiNotFoundError as error:

@@ -10,6 +10,7 @@ from agent.config.edit import Edit
 from agent.config.layers import LeftOut
 from agent.config.origins import Setting
 from agent.config.plan import Change
+from agent.config.reverts import Revert
 from agent.config.versions import Author, Version
 from agent.discovery.run import SourceView
 from agent.model import Address, Config, Network
@@ -95,12 +96,17 @@ class Control(Protocol):
         ...
 
     async def edit(
-        self, *edits: Edit, dry_run: bool = False, confirmed: bool = False, author: Author
+        self,
+        *edits: Edit,
+        dry_run: bool = False,
+        confirmed: bool = False,
+        for_s: float | None = None,
+        author: Author,
     ) -> tuple[Change, ...]:
         """Apply all edits or none to the running configuration, and return the changes.
 
         With ``dry_run``, only return what would change. ``confirmed``: the client knows that open
-        flows are cut.
+        flows are cut. ``for_s``: how long they hold; None: until they are changed again.
         """
         ...
 
@@ -122,6 +128,10 @@ class Control(Protocol):
         """Restore all services of a version, or only ``service``, or only return what would
         change.
         """
+        ...
+
+    def reverts(self) -> tuple[Revert, ...]:
+        """Return the changes that end by themselves."""
         ...
 
     def origins(self, service: str) -> tuple[Setting, ...]:

@@ -10,11 +10,12 @@ import ipaddress
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 
 from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
+from agent.config.layers import OVERRIDABLE
 from agent.errors import NotFoundError, RequestError
 from agent.logs import LogLevel
 from agent.model import Address, BackendState, Config, Network, Protocol, ServiceState
@@ -29,8 +30,9 @@ MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 ONE_EDIT_FIELDS = ("op", "service", "backend", "values")
 HOW_FIELDS = ("dry_run", "confirmed", "message")
-EDIT_FIELDS = (*ONE_EDIT_FIELDS, *HOW_FIELDS)
-EDITS_FIELDS = ("edits", *HOW_FIELDS)
+EDIT_FIELDS = (*ONE_EDIT_FIELDS, *HOW_FIELDS, "for_s")
+EDITS_FIELDS = ("edits", *HOW_FIELDS, "for_s")
+MAX_FOR_S = 30 * 86_400.0
 MAX_EDITS = 10_000
 RELOAD_FIELDS = HOW_FIELDS
 ROLLBACK_FIELDS = ("version", "service", *HOW_FIELDS)
@@ -195,13 +197,14 @@ def json_object(body: bytes) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class ChangeOptions:
-    """How to make a change: whether only to report it, whether it may cut open flows, and its
-    reason.
+    """How to make a change: whether only to report it, whether it may cut open flows, its reason,
+    and how long it lasts (None: until it is changed again).
     """
 
     dry_run: bool
     confirmed: bool
     message: str = ""
+    for_s: float | None = None
 
 
 def _how(body: Mapping[str, object]) -> ChangeOptions:
@@ -240,7 +243,7 @@ def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], ChangeOp
         if name not in known:
             raise _unknown("field", name, known)
     if several is None:
-        return (_edit(body, ""),), _how(body)
+        return _timed((_edit(body, ""),), body)
     if not isinstance(several, list) or not 0 < len(several) <= MAX_EDITS:
         raise RequestError(
             f"is not a list of 1 to {MAX_EDITS} edits",
@@ -258,7 +261,31 @@ def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], ChangeOp
             if name not in ONE_EDIT_FIELDS:
                 raise _unknown("field", name, ONE_EDIT_FIELDS)
         edits.append(_edit(each, where))
-    return tuple(edits), _how(body)
+    return _timed(tuple(edits), body)
+
+
+def _timed(
+    edits: tuple[Edit, ...], body: Mapping[str, object]
+) -> tuple[tuple[Edit, ...], ChangeOptions]:
+    """Return edits and how to make them, which may be for a limited time."""
+    how, for_s = _how(body), body.get("for_s")
+    if for_s is None:
+        return edits, how
+    is_number = isinstance(for_s, int | float) and not isinstance(for_s, bool)
+    if not is_number or not 0 < float(str(for_s)) <= MAX_FOR_S:
+        raise RequestError(
+            f"is not a number of seconds up to {MAX_FOR_S:.0f}",
+            where="field for_s",
+            remedy="say for how long the change holds, like 3600",
+        )
+    for edit in edits:
+        if edit.op is not EditOp.BACKEND_SET or not set(edit.values) <= set(OVERRIDABLE):
+            raise RequestError(
+                "only weight and state of backends can be changed for a time",
+                where="field for_s",
+                remedy="leave for_s out",
+            )
+    return edits, replace(how, for_s=float(str(for_s)))
 
 
 def _edit(body: Mapping[str, object], where: str) -> Edit:

@@ -176,6 +176,7 @@ class ApiServer:
                 web.post("/v1/edit", self._edit),
                 web.post("/v1/rollback", self._rollback),
                 web.post("/v1/reload", self._reload),
+                web.get("/v1/reverts", self._reverts),
                 web.get("/v1/discovery", self._discovery),
                 web.post("/v1/discovery/{name}/accept", self._discovery_accept),
                 web.get("/v1/guard", self._guard),
@@ -301,7 +302,11 @@ class ApiServer:
         edits, how = requests.edit_request(requests.json_object(await request.read()))
         author = await _author(caller, how)
         made = await self._control.edit(
-            *edits, dry_run=how.dry_run, confirmed=how.confirmed, author=author
+            *edits,
+            dry_run=how.dry_run,
+            confirmed=how.confirmed,
+            for_s=how.for_s,
+            author=author,
         )
         return self._made(made, applied=not how.dry_run)
 
@@ -323,6 +328,10 @@ class ApiServer:
         return await asyncio.to_thread(
             lambda: as_json(views.events(events(query)))
         )  # there may be many
+
+    async def _reverts(self, request: web.Request) -> web.Response:
+        parameters(request)
+        return as_json({"reverts": views.reverts(self._control.reverts(), time.time())})
 
     async def _discovery(self, request: web.Request) -> web.Response:
         parameters(request)

@@ -14,6 +14,7 @@ from agent.config.defaults import check_port
 from agent.config.origins import Setting
 from agent.config.plan import Change
 from agent.config.render import limits_fields
+from agent.config.reverts import Revert
 from agent.config.versions import Version
 from agent.errors import ConfigError, SteelyardError
 from agent.model import (
@@ -270,6 +271,22 @@ def changes(made: tuple[Change, ...]) -> list[Json]:
             "effect": change.effect,
         }
         for change in made
+    ]
+
+
+def reverts(pending: Iterable[Revert], now: float) -> list[Json]:
+    """Return the changes that end by themselves, the first one at the top."""
+    return [
+        {
+            "service": each.service,
+            "backend": each.backend,
+            "field": each.field,
+            "set_to": each.set_to,
+            "back": each.back,
+            "at": rfc3339(each.at),
+            "in_s": round(max(0.0, each.at - now), 1),
+        }
+        for each in sorted(pending, key=lambda each: each.at)
     ]
 
 

@@ -269,6 +269,11 @@ def _refuse_what_the_source_decides(edit: Edit) -> None:
             raise ConflictError(f"{key}: its source decides that", where=where, remedy=remedy)
 
 
+def with_override(service: Service, backend: Backend, values: Document) -> list[Document]:
+    """Return a service's overrides with these values for a backend; None: as its source says."""
+    return _with([override_document(o) for o in service.overrides], service, backend, values)
+
+
 def _other_than(values: Document, placed: tuple[Placed, ...], backend: Backend) -> Document:
     """Return the values with None for those that the backend's source says, too."""
     target = next((each.target for each in placed if name_of(each.target) == backend.name), None)

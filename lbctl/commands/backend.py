@@ -20,6 +20,7 @@ from lbctl.listing import Sorts, left_out, list_options, listed
 from lbctl.options import (
     ADDRESS,
     BACKEND,
+    DURATION,
     SERVICE,
     WordType,
     agent_options,
@@ -129,6 +130,11 @@ def show_backend(env: Environment, ref: BackendRef, watch_s: float | None) -> No
 
     def once() -> str:
         found = get_backend(env, ref) | {"events": _last_events(env, ref)}
+        found["reverts"] = [
+            each
+            for each in env.agent().get("/v1/reverts")["reverts"]
+            if (each["service"], each["backend"]) == ref
+        ]
         return render(env, found, lambda data: facts_of(env.width, data, data["events"]))
 
     watch(env, watch_s, once)
@@ -181,6 +187,7 @@ def facts_of(
             ("address", views.server(data)),
             ("state", views.state_text(data)),
             ("wanted", _wanted(data)),
+            *(("until", _until(each)) for each in data.get("reverts", ())),
             (
                 "health",
                 f"{data['health']}: {data['health_reason']}{checked}, since {data['health_since']}",
@@ -202,6 +209,11 @@ def facts_of(
             ("events", lines if happened else "none yet"),
         ],
     )
+
+
+def _until(revert: Mapping[str, Any]) -> str:
+    back = "what its source says" if revert["back"] is None else revert["back"]
+    return f"{revert['at']} (in {age(revert['in_s'])}): then {revert['field']} {back} again"
 
 
 def _wanted(data: Mapping[str, Any]) -> str:
@@ -263,6 +275,15 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
     change(env, _order("backend.add", ref, _given(**options)), dry_run=dry_run)
 
 
+for_option = click.option(
+    "--for",
+    "for_s",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long, as in 1h; then weight and state go back to what they were.",
+)
+
+
 @backend.command("set")
 @click.argument("ref", type=BACKEND, metavar="SERVICE/BACKEND")
 @weight_option
@@ -277,6 +298,7 @@ def add_backend(env: Environment, /, ref: BackendRef, dry_run: bool, **options: 
 )
 @server_id_option
 @_state_option
+@for_option
 @dry_run_option
 @message_option
 @agent_options
@@ -287,6 +309,7 @@ def set_backend(
     ref: BackendRef,
     no_zone: bool,
     as_discovered: bool,
+    for_s: float | None,
     dry_run: bool,
     **options: object,
 ) -> None:
@@ -297,7 +320,7 @@ def set_backend(
 
     \b
     Examples:
-      lbctl backend set chat/gpu-1 --weight 50
+      lbctl backend set chat/gpu-1 --weight 50 --for 2h
       lbctl backend set chat/gpu-2 --backup
       lbctl backend set chat/gpu-3 --zone east --priority 0
     """
@@ -311,7 +334,7 @@ def set_backend(
     if as_discovered:
         values = {"weight": None, "state": None} | values
     require(values, click.get_current_context())
-    change(env, _order("backend.set", ref, values), dry_run=dry_run)
+    change(env, _order("backend.set", ref, values), dry_run=dry_run, for_s=for_s)
 
 
 wait_option = click.option(
@@ -332,6 +355,7 @@ wait_limit_option = click.option(
 
 @backend.command("drain")
 @_refs_argument
+@for_option
 @wait_option
 @wait_limit_option
 @dry_run_option
@@ -339,7 +363,12 @@ wait_limit_option = click.option(
 @agent_options
 @pass_environment
 def drain_backend(
-    env: Environment, refs: tuple[BackendRef, ...], wait: bool, wait_limit: float, dry_run: bool
+    env: Environment,
+    refs: tuple[BackendRef, ...],
+    for_s: float | None,
+    wait: bool,
+    wait_limit: float,
+    dry_run: bool,
 ) -> None:
     """Send no new flows to backends; their open flows go on.
 
@@ -349,8 +378,9 @@ def drain_backend(
     Examples:
       lbctl backend drain chat/gpu-1 embed/gpu-1
       lbctl backend drain chat/gpu-1 --wait && ssh gpu-1 reboot
+      lbctl backend drain chat/gpu-1 --for 30m
     """
-    _set_state(env, refs, AdminState.DRAIN, dry_run=dry_run)
+    _set_state(env, refs, AdminState.DRAIN, dry_run=dry_run, for_s=for_s)
     if wait and not dry_run:
         await_empty(env, refs, wait_limit)
 
@@ -401,11 +431,14 @@ def enable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool
 
 @backend.command("disable")
 @_refs_argument
+@for_option
 @dry_run_option
 @message_option
 @agent_options
 @pass_environment
-def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: bool) -> None:
+def disable_backend(
+    env: Environment, refs: tuple[BackendRef, ...], for_s: float | None, dry_run: bool
+) -> None:
     """Maintenance: send nothing to backends, not even packets of open flows.
 
     \b
@@ -413,7 +446,7 @@ def disable_backend(env: Environment, refs: tuple[BackendRef, ...], dry_run: boo
       lbctl backend disable chat/gpu-1 --dry-run
       lbctl backend disable chat/gpu-1
     """
-    _set_state(env, refs, AdminState.MAINTENANCE, dry_run=dry_run)
+    _set_state(env, refs, AdminState.MAINTENANCE, dry_run=dry_run, for_s=for_s)
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
@@ -471,10 +504,15 @@ def _drain_for(env: Environment, ref: BackendRef, limit_s: float) -> None:
 
 
 def _set_state(
-    env: Environment, refs: tuple[BackendRef, ...], state: AdminState, *, dry_run: bool
+    env: Environment,
+    refs: tuple[BackendRef, ...],
+    state: AdminState,
+    *,
+    dry_run: bool,
+    for_s: float | None = None,
 ) -> None:
     orders = [_order("backend.set", ref, {"state": state.value}) for ref in dict.fromkeys(refs)]
-    change(env, *orders, dry_run=dry_run)
+    change(env, *orders, dry_run=dry_run, for_s=for_s)
 
 
 def _order(op: str, ref: BackendRef, values: Mapping[str, object]) -> Order:

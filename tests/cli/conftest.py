@@ -344,6 +344,7 @@ class FakeAgent:
     moves: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     guard: dict[str, Any] = field(default_factory=dict)
     origins: list[dict[str, Any]] = field(default_factory=list)
+    reverts: list[dict[str, Any]] = field(default_factory=list)
     discovery: dict[str, Any] = field(default_factory=lambda: {"sources": []})
     tested: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
@@ -368,7 +369,11 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
-            case ["list" | "events" | "history" | "discovery", *_] | ["services", _, "origins"]:
+            case ["list" | "events" | "history" | "discovery" | "reverts", *_] | [
+                "services",
+                _,
+                "origins",
+            ]:
                 return 200, self.remembered(path, query)
             case ["failover"]:
                 return 200, self.failover
@@ -408,6 +413,8 @@ class FakeAgent:
             return {"events": found[-int(query.get("limit", 10_000)) :]}
         if path == "/v1/discovery":
             return self.discovery
+        if path == "/v1/reverts":
+            return {"reverts": self.reverts}
         if path.endswith("/origins"):
             return {"service": path.split("/")[3], "settings": self.origins}
         if path == "/v1/history":

@@ -405,3 +405,37 @@ def test_whoever_waits_for_a_change_is_told_why(agent, run, monkeypatch):
         "the agent is still working: a new feature needs a new program, which is being compiled",
         "done: 1 backend changed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("drain", "chat/gpu-1", "embed/gpu-1"), {"state": "drain"}),
+        (("disable", "chat/gpu-1"), {"state": "maintenance"}),
+        (("set", "chat/gpu-1", "--weight", "5"), {"weight": 5}),
+    ],
+)
+def test_a_change_for_a_time(run, agent, words, values) -> None:
+    done = run("backend", *words, "--for", "90m")
+    (sent,) = agent.edits
+    assert sent["for_s"] == 5400.0
+    assert (sent["edits"][0] if "edits" in sent else sent)["values"] == values
+    assert "it ends in 1h30m" in done.err
+    assert "for_s" not in [*run("backend", *words).err, *agent.edits[-1]]
+    assert run("backend", *words, "--for", "soon").code == 2
+
+
+def test_a_backend_says_what_comes_back(run, agent) -> None:
+    name = agent.services[0]["backends"][0]["name"]
+    agent.reverts = [
+        {"service": "chat", "backend": name, "field": "state", "set_to": "drain",
+         "back": "active", "at": "2026-12-01T05:00:00.000Z", "in_s": 90.0},
+        {"service": "chat", "backend": name, "field": "weight", "set_to": 5, "back": None,
+         "at": "2026-12-01T06:00:00.000Z", "in_s": 3690.0},
+        {"service": "embed", "backend": name, "field": "weight", "set_to": 5, "back": 77,
+         "at": "2026-12-01T06:00:00.000Z", "in_s": 3690.0},
+    ]  # fmt: skip
+    out = " ".join(run("backend", "show", f"chat/{name}").out.split())
+    assert "(in 1m30s): then state active again" in out
+    assert "then weight what its source says again" in out
+    assert "77" not in out

@@ -66,6 +66,18 @@ def test_what_init_writes_serves(lab: Site, tmp_path: Path) -> None:
         lab.edit("service.remove", service="chat")
 
 
+def test_a_change_for_a_time_ends_though_the_agent_is_killed(lab: Site) -> None:
+    values = {"state": "drain"}
+    lab.edit("backend.set", service="web", backend="be3", values=values, for_s=4)
+    lab.stop_agent(signal.SIGKILL)
+    lab.start_agent()
+    events = lambda: str(lab.get("/v1/events", backend="web/be3")["events"])  # noqa: E731
+    wait_until("its time is over", lambda: "state of be3: the time is over" in events())
+    wait_until("it serves again", lambda: lab.backend("web", "be3")["state"] == "up")
+    assert lab.get("/v1/reverts") == {"reverts": []}
+    assert lab.get("/v1/config")["changes_since_file"] == []
+
+
 def test_kill_9_and_restart_lose_no_packet_and_move_no_flow(lab: Site) -> None:
     with lab.load() as load:
         load.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import threading
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
 from agent.model import AdminState, BackendRef, Config, Forward, Target
 from agent.notify import Notifier
+from agent.reverting import Reverting
 from agent.state.guardview import Guarded
 from agent.state.queries import FlowQuery
 from agent.state.snapshot import FailoverView
@@ -580,3 +582,63 @@ def test_how_many_flows_a_target_has_is_known_by_its_backend(make: Make) -> None
     asyncio.run(control.discovery._apply(found(40)))
     flows = asyncio.run(control.discovery._flows("chat"))
     assert (flows(Target(ip_address("10.0.0.40"))), flows(Target(ip_address("10.0.0.9")))) == (3, 0)
+
+
+def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(make: Make, monkeypatch) -> None:
+    monkeypatch.setattr("agent.control.LOOK_FOR_ENDED_S", 0.005)
+    control, core, _ = make(0)
+    drain = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
+    asyncio.run(control.edit(drain, for_s=3600.0))
+    (revert,) = control.reverts()
+    again = Reverting(core.config.state_dir, core.config.name)
+    assert again.pending == (revert,)
+    asyncio.run(again.keep((dataclasses.replace(revert, at=0.0),)))
+    control._reverting = Reverting(core.config.state_dir, core.config.name)
+
+    async def ends() -> None:
+        task = asyncio.create_task(control.end_changes())
+        async with asyncio.timeout(30):
+            while control.reverts():  # noqa: ASYNC110 (it has no event)
+                await asyncio.sleep(0.005)
+        task.cancel()
+
+    with capture_logs() as logs:
+        asyncio.run(ends())
+    assert core.config.services[0].backends[0].admin is AdminState.ACTIVE
+    (change,) = (log for log in logs if log["event"] == "change")
+    assert (change["by"], change["message"]) == ("lb-agent", "state of gpu-1: the time is over")
+    assert Reverting(core.config.state_dir, core.config.name).pending == ()
+
+
+def test_a_dry_run_ends_nothing(make: Make) -> None:
+    control, _, _ = make(0)
+    drain = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
+    asyncio.run(control.edit(drain, for_s=60.0, dry_run=True))
+    assert control.reverts() == ()
+
+
+def test_a_change_that_cannot_be_undone_yet_is_tried_again(make: Make, monkeypatch) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(TO_NAT))
+    weight = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 5})
+    asyncio.run(control.edit(weight, for_s=1.0))
+    (revert,) = control.reverts()
+
+    async def refuses(_config: Config) -> None:
+        raise ConfigError("the list cannot be read")
+
+    monkeypatch.setattr(core.guarding, "prepare", refuses)
+    with capture_logs() as logs:
+        asyncio.run(control._end(revert))
+    assert [log["event"] for log in logs] == ["a change cannot be undone yet"]
+    (later,) = control.reverts()
+    assert later.at > revert.at
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"service": "chat"}]', "\0"])
+def test_reverts_that_cannot_be_read_are_logged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "default.reverts.json").write_text(text)
+    with capture_logs() as logs:
+        assert Reverting(tmp_path, "default").pending == ()
+    assert logs[0]["log_level"] == "error"

@@ -230,6 +230,7 @@ class FakeControl:
         self.problem_of_saving = ""
         self.followers = []
         self.found = ()
+        self.pending = ()
 
     def _called(self, *what):
         self.asked.append(what)
@@ -246,6 +247,10 @@ class FakeControl:
     def origins(self, service):
         self._called("origins", service)
         return origins(self.running.services[0], None)
+
+    def reverts(self):
+        self._called("reverts")
+        return self.pending
 
     def sources(self):
         self._called("sources")
@@ -291,8 +296,9 @@ class FakeControl:
     def unsaved(self):
         return self.problem_of_saving
 
-    async def edit(self, *edits, dry_run=False, confirmed=False, author):
+    async def edit(self, *edits, dry_run=False, confirmed=False, for_s=None, author):
         self.authors.append(author)
+        self.for_s = for_s
         self._called("edit", *edits, dry_run)
         changed = apply_edits(self.running, edits)
         changes = plan(self.running, changed)

@@ -7,7 +7,7 @@ import pwd
 import socket
 import stat
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import aiohttp
 import pytest
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from agent.api import answers, peer
 from agent.api.server import MAX_BODY_BYTES
 from agent.config.edit import Edit, EditOp
+from agent.config.reverts import Revert
 from agent.discovery.run import SourceView
 from agent.errors import (
     ConfigError,
@@ -312,6 +313,55 @@ def test_settings_are_shown_with_their_origin(api, control):
     assert {"backend": None, "field": "port", "value": 80, "origin": "runtime"} in body["settings"]
     control.failure = NotFoundError("there is no service 'x'", where="services")
     assert api.get("/v1/services/x/origins")[0] == 404
+
+
+def test_a_change_for_a_time_says_for_how_long_and_is_listed(api, control):
+    drain = {
+        "op": "backend.set",
+        "service": "chat",
+        "backend": "gpu-1",
+        "values": {"state": "drain"},
+    }
+    assert api.post("/v1/edit", **drain, for_s=90)[0] == 200
+    assert control.for_s == 90.0
+    assert api.post("/v1/edit", edits=[drain, drain], for_s=1.5)[0] == 200
+    assert control.for_s == 1.5
+    assert api.post("/v1/edit", **drain)[0] == 200
+    assert control.for_s is None
+    address = ip_address("10.0.0.21")
+    late, soon = (
+        Revert("chat", "gpu-1", address, None, field, 5, back, at)
+        for field, back, at in (("weight", 100, 4e9), ("state", None, 0.0))
+    )
+    control.pending = (late, soon)
+    status, body = api.get("/v1/reverts")
+    assert status == 200
+    assert [(each["field"], each["back"]) for each in body["reverts"]] == [
+        ("state", None), ("weight", 100),
+    ]  # fmt: skip
+    assert body["reverts"][0]["in_s"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"op": "backend.set", "service": "chat", "backend": "gpu-1", "values": {"backup": True}},
+        {"op": "backend.remove", "service": "chat", "backend": "gpu-1"},
+        {"op": "service.set", "service": "chat", "values": {"panic": 0.5}},
+    ],
+)
+def test_only_weight_and_state_change_for_a_time(api, control, body):
+    status, answer = api.post("/v1/edit", **body, for_s=60)
+    assert (status, answer["error"]["where"]) == (400, "field for_s")
+    assert not control.asked
+
+
+@pytest.mark.parametrize("for_s", [0, -1, True, "1h", 1e9, []])
+def test_a_time_that_is_none(api, control, for_s):
+    body = {"op": "backend.set", "service": "chat", "backend": "gpu-1", "values": {"weight": 5}}
+    status, answer = api.post("/v1/edit", **body, for_s=for_s)
+    assert (status, answer["error"]["where"]) == (400, "field for_s")
+    assert not control.asked
 
 
 def test_sources_are_shown_and_a_held_answer_is_accepted(api, control):
