@@ -201,7 +201,10 @@ class AgentControl:
             await asyncio.sleep(LOOK_FOR_ENDED_S)
             for each in self._reverting.pending:
                 if each.at <= time.time():
-                    await self._end(each)
+                    try:
+                        await self._end(each)
+                    except Exception:  # the task's root: a defect here must not end the agent
+                        log.exception("a change cannot be undone", **_named(each))
 
     async def _end(self, revert: Revert) -> None:
         """Undo a change whose time is over, unless somebody has made another one since."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
 from agent.notify import Notifier, feed_watchdog
 from agent.page.server import PageServer
+from agent.state.sources import SourceState
 
 log = get_logger()
 
@@ -102,8 +103,9 @@ async def _run_logged(
     config = loaded.config
     if host_headers:
         config = replace(config, kernel_headers=KernelHeaders.HOST)
-    sources = discovery.read(discovery.path_of(config.state_dir, config.name))
-    core = Core(layers.compose(config, discovery.found_in(sources)).config)
+    kept = discovery.read(discovery.path_of(config.state_dir, config.name))
+    config, sources = _with_targets(config, kept)
+    core = Core(config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
     control = AgentControl(core, path, loaded, store, facts, notifier, journal, sources)
     server = ApiServer(
@@ -123,6 +125,22 @@ async def _run_logged(
         await page.stop()
         await server.stop()
         core.dataplane.undo_load()
+
+
+def _with_targets(
+    config: Config, sources: Mapping[str, SourceState]
+) -> tuple[Config, Mapping[str, SourceState]]:
+    """Return what runs with the targets that sources named before the agent started, and these.
+
+    If they do not fit the configuration any more, it starts without them: sources are asked again.
+    """
+    composed = layers.compose(config, discovery.found_in(sources)).config
+    try:
+        layers.check(config, composed)
+    except SteelyardError as error:
+        log.error("the agent starts without discovered backends", problem=str(error))
+        return config, {}
+    return composed, sources
 
 
 async def _serve(

@@ -185,10 +185,13 @@ class Discovery:
         try:
             while True:
                 self._news.clear()
-                self._aim()
-                self._judge()
-                await self._sweep()
-                await self._pass_on()
+                try:
+                    self._aim()
+                    self._judge()
+                    await self._sweep()
+                    await self._pass_on()
+                except Exception:  # the task's root: a defect here must not end the agent
+                    log.exception("discovery broke; backends stay as they are")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
                         await self._news.wait()
@@ -221,38 +224,42 @@ class Discovery:
         self._keys = {name: service.key for name, service in services.items()}
 
     async def _watch(self, question: _Question) -> None:
-        """Ask one source again and again, and keep the newest outcome."""
-        if question.discover.kubernetes is not None:
-            await self._follow(question)
-        discover = question.discover
+        """Keep the newest outcome of a question, for ever."""
+        work = self._ask if question.discover.kubernetes is None else self._follow
         while True:
-            stamp = await self._stamp(discover)
             try:
-                answer = await sources.ask(discover, question.family)
+                await work(question)
             except DiscoveryError as error:
                 outcome = _Outcome(time.time(), None, error.message)
+            except Exception as error:  # the task's root: the source is asked again
+                log.exception("a source broke", source=question.discover.source)
+                outcome = _Outcome(time.time(), None, f"a defect of the agent: {error!r}")
             else:
-                outcome = _Outcome(time.time(), answer)
-            self._note(question, outcome)
-            if discover.file is None:
-                await asyncio.sleep(_pause_s(discover, outcome))
                 continue
-            while await self._stamp(discover) == stamp:  # noqa: ASYNC110 (nothing tells of it)
-                await asyncio.sleep(TICK_S)
+            self._note(question, outcome)
+            await asyncio.sleep(_pause_s(question.discover, outcome))
+
+    async def _ask(self, question: _Question) -> None:
+        """Ask a source once, and wait until it has to be asked again."""
+        discover = question.discover
+        stamp = await self._stamp(discover)
+        try:
+            outcome = _Outcome(time.time(), await sources.ask(discover, question.family))
+        except DiscoveryError as error:
+            outcome = _Outcome(time.time(), None, error.message)
+        self._note(question, outcome)
+        if discover.file is None:
+            await asyncio.sleep(_pause_s(discover, outcome))
+            return
+        while await self._stamp(discover) == stamp:  # noqa: ASYNC110 (nothing tells of it)
+            await asyncio.sleep(TICK_S)
 
     async def _follow(self, question: _Question) -> None:
-        """Keep what a source says from moment to moment, for ever."""
-        while True:
-            try:
-                async with contextlib.aclosing(
-                    kubernetes.answers(question.discover, question.family)
-                ) as answers:
-                    async for answer in answers:
-                        self._note(question, _Outcome(time.time(), answer))
-            except DiscoveryError as error:
-                outcome = _Outcome(time.time(), None, error.message)
-                self._note(question, outcome)
-                await asyncio.sleep(_pause_s(question.discover, outcome))
+        """Keep what a source says from moment to moment, until it fails."""
+        answers = kubernetes.answers(question.discover, question.family)
+        async with contextlib.aclosing(answers):
+            async for answer in answers:
+                self._note(question, _Outcome(time.time(), answer))
 
     def _note(self, question: _Question, outcome: _Outcome) -> None:
         self._outcomes[question] = outcome

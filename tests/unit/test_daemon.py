@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,10 +18,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import daemon as module
+from agent.config.load import parse
 from agent.config.store import LoadedRunning
 from agent.errors import ConfigError, DataplaneError, SteelyardError
 from agent.journal import Journal
-from agent.model import Config
+from agent.model import Config, Target
+from agent.state.sources import Placed, SourceState
 
 NAME = "st-daemon"
 
@@ -279,3 +282,21 @@ def test_an_agent_that_was_killed_is_told_of_by_the_next_one(live: Live, in_orde
         assert any("was killed" in line["event"] for line in said) is not in_order
 
     live(story)
+
+
+def test_targets_that_no_longer_fit_do_not_keep_the_agent_from_starting() -> None:
+    text = """\
+interface: eth0
+tables: {backends: %d}
+services: [{name: chat, vip: 10.0.0.10, port: 80, discover: {file: /x}}]
+"""
+    targets = tuple(Placed(Target(ip_address(f"10.0.1.{n}"))) for n in range(1, 10))
+    kept = {"chat": SourceState("file /x", targets)}
+    config, sources = module._with_targets(parse(text % 100, "x"), kept)
+    assert len(config.services[0].backends) == 9
+    assert sources == kept
+    with capture_logs() as logs:
+        config, sources = module._with_targets(parse(text % 5, "x"), kept)
+    assert config.services[0].backends == ()
+    assert sources == {}, "or nothing could be changed"
+    assert "9 backends do not fit" in logs[0]["problem"]

@@ -53,7 +53,7 @@ class Fake:
     async def ask(self, discover: Discover, family: int) -> Answer:
         self.asked.append((discover.source, family))
         answer = self.answers.get(discover.source, DiscoveryError("no answer within 10s"))
-        if isinstance(answer, DiscoveryError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -280,6 +280,29 @@ def test_problems_of_a_source_are_logged_when_they_begin_and_end(fake: Fake):
         ("warning", "the answer of a source is not used; its targets stay"),
         ("info", "a source is in order again"),
     ]
+
+
+@pytest.mark.parametrize(
+    "source", ["dns: gpu.example.org, interval: 1h", "kubernetes: default/vllm"]
+)
+def test_a_defect_of_a_source_or_of_the_agent_ends_nothing(fake: Fake, source: str):
+    name = "dns gpu.example.org" if source.startswith("dns") else "kubernetes default/vllm"
+    fake.serve(source)
+    fake.answers[name] = ZeroDivisionError("oops")  # type: ignore[assignment]
+
+    async def work() -> None:
+        await until(lambda: "a defect of the agent" in str(fake.discovery.problems()))
+        fake.refusal = ZeroDivisionError("again")  # type: ignore[assignment]
+        fake.answers[name] = answer("10.0.0.1")
+        await until(lambda: not fake.discovery.problems())
+        fake.refusal = None
+        await until(lambda: fake.names() == ["10.0.0.1"])
+
+    with capture_logs() as logs:
+        during(fake, work)
+    assert {"a source broke", "discovery broke; backends stay as they are"} <= {
+        log["event"] for log in logs
+    }
 
 
 def test_what_a_service_without_a_source_had_is_forgotten(fake: Fake):
