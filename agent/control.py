@@ -110,13 +110,13 @@ class AgentControl:
         self._found = found_in(sources)
         self._own: frozenset[Address] = frozenset()  # addresses of this host
         self.discovery = Discovery(
-            path_of(core.config.state_dir, core.config.name),
+            path_of(store.path.parent, core.config.name),
             sources,
             lambda: self._base.services,
             self._take_found,
             self._flows_of_targets,
         )
-        self._reverting = Reverting(core.config.state_dir, core.config.name)
+        self._reverting = Reverting(store.path.parent, core.config.name)
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 

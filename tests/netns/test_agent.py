@@ -155,7 +155,11 @@ def test_the_audit_names_what_the_lab_lacks_and_what_is_wrong(lab: Site) -> None
     assert lacking <= at_rest.keys() <= lacking | {"scraped", "host"}
     processes.kill(lab.lab.run_dir, "be2")
     try:
-        wait_until("be2 is down", lambda: lab.get("/v1/status")["troubles"])
+
+        def affected() -> list[int]:
+            return [each["services_total"] for each in lab.get("/v1/status")["troubles"]]
+
+        wait_until("be2 is down for both of its services", lambda: affected() == [2])
         assert "be2 (10.99.0.102" in broken()["nothing-wrong"]
     finally:
         build.start_server(lab.lab, lab.lab.node("be2"))

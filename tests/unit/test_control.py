@@ -584,16 +584,18 @@ def test_how_many_flows_a_target_has_is_known_by_its_backend(make: Make) -> None
     assert (flows(Target(ip_address("10.0.0.40"))), flows(Target(ip_address("10.0.0.9")))) == (3, 0)
 
 
-def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(make: Make, monkeypatch) -> None:
+def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(
+    make: Make, monkeypatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("agent.control.LOOK_FOR_ENDED_S", 0.005)
     control, core, _ = make(0)
     drain = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
     asyncio.run(control.edit(drain, for_s=3600.0))
     (revert,) = control.reverts()
-    again = Reverting(core.config.state_dir, core.config.name)
+    again = Reverting(tmp_path, "default")
     assert again.pending == (revert,)
     asyncio.run(again.keep((dataclasses.replace(revert, at=0.0),)))
-    control._reverting = Reverting(core.config.state_dir, core.config.name)
+    control._reverting = Reverting(tmp_path, "default")
 
     async def ends() -> None:
         task = asyncio.create_task(control.end_changes())
@@ -607,7 +609,7 @@ def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(make: Make, mon
     assert core.config.services[0].backends[0].admin is AdminState.ACTIVE
     (change,) = (log for log in logs if log["event"] == "change")
     assert (change["by"], change["message"]) == ("lb-agent", "state of gpu-1: the time is over")
-    assert Reverting(core.config.state_dir, core.config.name).pending == ()
+    assert Reverting(tmp_path, "default").pending == ()
 
 
 def test_a_dry_run_ends_nothing(make: Make) -> None:
