@@ -24,20 +24,20 @@ from agent.config.plan import (
     plan,
     settings_change,
 )
-from agent.config.reverts import Revert, planned, undo
+from agent.config.reverts import Revert
 from agent.config.store import LoadedRunning, RunningStore
 from agent.config.versions import Act, Author, Version
 from agent.core import Core
 from agent.dataplane.explain import DataplaneView, explain
 from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
-from agent.discovery.run import Discovery, Found, SourceView, found_in, path_of
+from agent.discovery.run import Discovery, Flows, Found, SourceView, found_in, path_of
 from agent.errors import ConfigError, NotFoundError, SteelyardError
 from agent.hostfacts import look
 from agent.journal import Journal
 from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
-from agent.model import Address, BackendRef, Config, Network, Target
+from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
 from agent.reverting import Reverting
 from agent.state.causes import Troubles, troubles
@@ -62,18 +62,11 @@ from agent.state.sources import SourceState
 log = get_logger()
 
 SAVE_AGAIN_S = 2.0
-LOOK_FOR_ENDED_S = 1.0
-END_AGAIN_S = 30.0
 RECENT_S = 3600.0
 MAX_LOGGED_CHANGES = 50  # changes of one order with a log line each; the history has all
 _AGENT = Author("lb-agent")
 _HANGUP = Author("SIGHUP")
 _START = Act("start", _AGENT)
-
-
-def _named(revert: Revert) -> dict[str, str]:
-    """Return the fields by which the log names what a revert is about."""
-    return {"backend": str(BackendRef(revert.service, revert.backend)), "field": revert.field}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +109,11 @@ class AgentControl:
             self._take_found,
             self._flows_of_targets,
         )
-        self._reverting = Reverting(store.path.parent, core.config.name)
+        self.reverting = Reverting(
+            store.path.parent / f"{core.config.name}.reverts.json",
+            lambda: core.config,
+            lambda edit, why: self.edit(edit, author=replace(_AGENT, message=why)),
+        )
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
@@ -185,43 +182,15 @@ class AgentControl:
             confirm = "lbctl apply --yes" if asks else ""
             running = self._core.config
             base = apply_edits(self._base, list(layers.written(running, edits, self._found)))
-            made = await self._change(base, dry_run, confirm, Act("edit", author))
+            try:
+                made = await self._change(base, dry_run, confirm, Act("edit", author))
+            except SteelyardError:
+                if self._base is base:  # the kernel refused it, but it is kept and tried again
+                    await self.reverting.changed(running, edits, for_s)
+                raise
             if not dry_run:
-                pending = self._reverting.pending
-                await self._reverting.keep(planned(pending, running, edits, for_s, time.time()))
+                await self.reverting.changed(running, edits, for_s)
             return made
-
-    def reverts(self) -> tuple[Revert, ...]:
-        """Return the changes that end by themselves."""
-        return self._reverting.pending
-
-    async def end_changes(self) -> None:
-        """Undo changes when their time is over, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_FOR_ENDED_S)
-            for each in self._reverting.pending:
-                if each.at <= time.time():
-                    try:
-                        await self._end(each)
-                    except Exception:  # the task's root: a defect here must not end the agent
-                        log.exception("a change cannot be undone", **_named(each))
-
-    async def _end(self, revert: Revert) -> None:
-        """Undo a change whose time is over, unless somebody has made another one since."""
-        edit = undo(self._core.config, revert)
-        who = replace(_AGENT, message=f"{revert.field} of {revert.backend}: the time is over")
-        left = tuple(each for each in self._reverting.pending if each is not revert)
-        try:
-            if edit is not None:
-                await self.edit(edit, author=who)
-        except SteelyardError as error:
-            log.error("a change cannot be undone yet", problem=str(error), **_named(revert))
-            left = (*left, replace(revert, at=time.time() + END_AGAIN_S))
-        else:
-            if edit is None:
-                why = "it was changed again meanwhile, or is gone"
-                log.info("a change for a time is left as it is", why=why, **_named(revert))
-        await self._reverting.keep(left)
 
     async def rollback(
         self,
@@ -289,10 +258,10 @@ class AgentControl:
             if changes:
                 await self._take(new, changes, Act("discovery", _AGENT))
 
-    async def _flows_of_targets(self, service: str) -> Callable[[Target], int]:
+    async def _flows_of_targets(self) -> Flows:
         """Return a function that tells how many open flows a target of a service has."""
         flows = await self._open_flows()
-        return lambda target: flows.get(BackendRef(service, layers.name_of(target)), 0)
+        return lambda service, target: flows.get(BackendRef(service, layers.name_of(target)), 0)
 
     def origins(self, service: str) -> tuple[Setting, ...]:
         """Return where the settings of a service come from. Raises NotFoundError."""
@@ -303,6 +272,10 @@ class AgentControl:
             )
         written = self._loaded.file_config.services
         return origins(running, next((s for s in written if s.name == service), None))
+
+    def reverts(self) -> tuple[Revert, ...]:
+        """Return the changes that end by themselves."""
+        return self.reverting.pending
 
     def sources(self) -> tuple[tuple[SourceView, ...], Mapping[str, tuple[layers.LeftOut, ...]]]:
         """Return the sources of backends, and by service which targets are no backends."""

@@ -169,7 +169,7 @@ async def _serve(
                 running.append(group.create_task(page.keep(), name="status page"))
                 found = control.discovery.run()
                 running.append(group.create_task(found, name="discovery"))
-                ends = control.end_changes()
+                ends = control.reverting.run()
                 running.append(group.create_task(ends, name="changes for a time"))
                 reloads = _reload_on(signals.hangup, control)
                 running.append(group.create_task(reloads, name="reload"))

@@ -1,7 +1,6 @@
 """Converts a configuration of keepalived into one of ours, and names what has no counterpart.
 
-The grammar is that of keepalived.conf(5): words, blocks in braces, comments from ``#`` or ``!``.
-Everything here is pure.
+Everything here is pure. ``lbctl.keepalived_conf`` reads the file.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from ipaddress import ip_address
 
 from agent.errors import ConfigError
 from agent.model import MAX_WEIGHT
+from lbctl.keepalived_conf import Statement, wrong
 
 MOST_ADDRESSES = 256  # of a range
 _SCHEDULERS = {
@@ -26,34 +26,6 @@ _MODES = {"DR": "dsr", "NAT": "nat", "TUN": "ipip"}
 _SILENT = frozenset({"global_defs", "state", "protocol", "ip_family", "alpha", "ops", "mh-port"})
 
 type Document = dict[str, object]
-
-
-@dataclass(slots=True)
-class Statement:
-    """Some words, the line that they are on, and the statements in their braces, if any."""
-
-    words: list[str]
-    line: int
-    inner: list[Statement] | None = None
-
-    @property
-    def name(self) -> str:
-        """The first word."""
-        return self.words[0]
-
-    @property
-    def value(self) -> str:
-        """The second word, or an empty text."""
-        return self.words[1] if len(self.words) > 1 else ""
-
-    def all(self, *names: str) -> list[Statement]:
-        """Return the statements in the braces that begin with one of these words."""
-        return [each for each in self.inner or () if each.name in names]
-
-    def one(self, *names: str) -> Statement | None:
-        """Return the last of them: it is the one that counts."""
-        found = self.all(*names)
-        return found[-1] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,61 +46,6 @@ class Converted:
     def note(self, at: Statement, text: str) -> None:
         """Add a note about a statement."""
         self.notes.append(Note(at.line, text))
-
-
-# -- the grammar
-
-
-def parse(text: str, where: str) -> list[Statement]:
-    """Return the statements of a file. Raises ConfigError if its braces or quotes do not match."""
-    top: list[Statement] = []
-    open_: list[tuple[Statement, list[Statement]]] = []
-    here, words, number = top, list[str](), 0
-
-    def end() -> None:
-        if words:
-            here.append(Statement(list(words), number))
-            words.clear()
-
-    for number, line in enumerate(text.splitlines(), 1):
-        for word in _tokens(line, f"{where}:{number}"):
-            if word == "{":
-                if not words and here and here[-1].inner is None:
-                    words.extend(here.pop().words)  # the brace is on a line of its own
-                block = Statement(list(words) or ["{"], number, [])
-                words.clear()
-                here.append(block)
-                open_.append((block, here))
-                here = block.inner or []
-                block.inner = here
-            elif word == "}":
-                end()
-                if not open_:
-                    raise _wrong(f"{where}:{number}", "a brace is closed that was not opened")
-                here = open_.pop()[1]
-            else:
-                words.append(word)
-        end()
-    if open_:
-        begun = open_[-1][0]
-        raise _wrong(f"{where}:{begun.line}", f"the braces of {begun.name} are not closed")
-    return top
-
-
-def _wrong(where: str, message: str) -> ConfigError:
-    return ConfigError(message, where=where, remedy="keepalived -t -f FILE says what it thinks")
-
-
-def _tokens(line: str, where: str) -> Iterator[str]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="{}")
-    lexer.commenters = "#!"
-    lexer.whitespace_split = True
-    lexer.escape = ""
-    try:
-        for token in lexer:
-            yield from re.findall(r"[{}]", token) if set(token) <= {"{", "}"} else [token]
-    except ValueError as error:
-        raise _wrong(where, "a quote is not closed") from error
 
 
 # -- the conversion
@@ -256,7 +173,7 @@ def _range(each: Statement, made: Converted) -> Iterator[str]:
     base = 16 if separator == ":" else 10
     digits = re.compile("[0-9a-fA-F]{1,4}" if base == 16 else "[0-9]{1,3}")
     if not digits.fullmatch(last) or not digits.fullmatch(low or "0"):
-        raise _wrong(f"line {each.line}", f"{each.name} is not a range of addresses")
+        raise wrong(f"line {each.line}", f"{each.name} is not a range of addresses")
     span = range(int(low or "0", base), int(last, base) + 1)
     if len(span) > MOST_ADDRESSES:
         made.note(each, f"a range of more than {MOST_ADDRESSES} addresses: use a prefix")
@@ -311,7 +228,7 @@ def _bits(mask: str) -> int:
     try:
         return int(ip_address(mask)).bit_count()
     except ValueError:
-        raise _wrong("persistence_granularity", f"{mask!r} is not a mask") from None
+        raise wrong("persistence_granularity", f"{mask!r} is not a mask") from None
 
 
 def _backends(server: Statement, reals: Sequence[Statement], made: Converted) -> Iterator[Document]:
@@ -350,7 +267,7 @@ def _whole(inside: Statement, name: str, default: int) -> int:
 def _read(at: Statement, words: str) -> float:
     """Return a number. Raises ConfigError if it is none."""
     if not re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", words, re.ASCII):
-        raise _wrong(f"line {at.line}", f"{at.name}: {words!r} is not a number")
+        raise wrong(f"line {at.line}", f"{at.name}: {words!r} is not a number")
     return float(words)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.api.times import age_s, rfc3339
-from agent.config.layers import LeftOut, name_of
+from agent.config.layers import LeftOut, name_of, override_of
 from agent.discovery.answer import Refused
 from agent.discovery.run import SourceView
 from agent.model import Service, Target
@@ -53,6 +53,7 @@ def _source(view: SourceView, left_out: tuple[LeftOut, ...], at: float) -> Json:
 
 def _target(service: Service, placed: Placed, at: float) -> Json:
     target = placed.target
+    override = override_of(service, target.address, target.port)
     return {
         "name": name_of(target),
         "address": str(target.address),
@@ -63,14 +64,9 @@ def _target(service: Service, placed: Placed, at: float) -> Json:
         "priority": target.priority,
         "zone": target.zone,
         "left_s": _age(placed.left, at),
-        "override": next(
-            (
-                {"weight": each.weight, "state": each.admin.value if each.admin else None}
-                for each in service.overrides
-                if each.address == target.address and each.port in (None, target.port)
-            ),
-            None,
-        ),
+        "override": None
+        if override is None
+        else {"weight": override.weight, "state": override.admin and override.admin.value},
     }
 
 

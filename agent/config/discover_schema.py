@@ -16,7 +16,7 @@ from agent.config.kinds import Kind, duration, refuse, shown, whole
 from agent.config.section import Section
 from agent.model import SOURCES, AdminState, Discover, Override
 
-MOST_TARGETS = 10_000
+MOST_BACKENDS = 10_000
 _DISCOVER = Discover()
 _NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -81,7 +81,7 @@ Interval = Annotated[float, BeforeValidator(duration(1, 3600)), Kind("duration, 
 Timeout = Annotated[float, BeforeValidator(duration(0.1, 60)), Kind("duration, 100ms to 1m")]
 Drain = Annotated[float, BeforeValidator(duration(0, 86_400)), Kind("duration, 0s to 24h")]
 Number = Annotated[
-    int, BeforeValidator(whole(0, MOST_TARGETS)), Kind(f"whole number, 0 to {MOST_TARGETS}")
+    int, BeforeValidator(whole(0, MOST_BACKENDS)), Kind(f"whole number, 0 to {MOST_BACKENDS}")
 ]
 
 

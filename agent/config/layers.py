@@ -220,9 +220,9 @@ def name_of(target: Target) -> str:
     return f"ip{address}{port}" if address.startswith("-") else f"{address}{port}"
 
 
-def override_of(service: Service, backend: Backend) -> Override | None:
-    """Return what an operator decided about a discovered backend, if anything."""
-    place = _place(service, backend.address, backend.port)
+def override_of(service: Service, address: Address, port: int | None) -> Override | None:
+    """Return what an operator decided about a discovered backend or a target, if anything."""
+    place = _place(service, address, port)
     return next((o for o in service.overrides if _place(service, o.address, o.port) == place), None)
 
 

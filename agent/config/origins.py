@@ -57,7 +57,7 @@ def _of_backends(running: Service, file: Service | None) -> Iterator[Setting]:
     written = {backend.name: backend for backend in file.backends} if file is not None else {}
     for backend in running.backends:
         if backend.discovered:
-            override = override_of(running, backend)
+            override = override_of(running, backend.address, backend.port)
             decided = override_document(override).keys() if override else ()
             for field, value in _telling(backend):
                 origin = Origin.OVERRIDE if field in decided else Origin.SOURCE

@@ -78,7 +78,7 @@ def undo(running: Config, revert: Revert) -> Edit | None:
         return Edit(EditOp.BACKEND_SET, revert.service, revert.backend, values)
     # Its source does not name it now, but may do so again.
     gone = Backend(revert.backend, revert.address, port=revert.port)
-    override = override_of(service, gone)
+    override = override_of(service, gone.address, gone.port)
     if override is None or override_document(override).get(revert.field) != revert.set_to:
         return None
     left = with_override(service, gone, {revert.field: revert.back})
@@ -95,7 +95,7 @@ def _now(service: Service, backend: Backend, field: str) -> object:
     """Return what a setting is now, as an edit says it."""
     if not backend.discovered:
         return backend_fields(backend)[field]
-    override = override_of(service, backend)
+    override = override_of(service, backend.address, backend.port)
     return override_document(override).get(field) if override else None
 
 

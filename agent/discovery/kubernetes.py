@@ -20,7 +20,7 @@ import aiohttp
 from agent.discovery.answer import Answer, shown
 from agent.discovery.kubeconfig import Access, in_cluster, load
 from agent.discovery.kubelogin import Identity, Login
-from agent.discovery.reading import USER_AGENT, http_words
+from agent.discovery.reading import http_session, http_words
 from agent.discovery.slices import Slice, merged, read_slice
 from agent.errors import DiscoveryError
 from agent.health.probe import duration
@@ -111,18 +111,7 @@ async def _connected(discover: Discover) -> AsyncIterator[_Api]:
         access = in_cluster(os.environ, where)
     else:
         access = await asyncio.to_thread(load, path, where)
-    connector = aiohttp.TCPConnector(force_close=True, resolver=aiohttp.ThreadedResolver())
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        auto_decompress=False,
-        headers={
-            "User-Agent": USER_AGENT,
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-        },
-    ) as session:
+    async with http_session() as session:
         yield _Api(discover, access, session)
 
 

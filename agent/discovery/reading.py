@@ -17,6 +17,23 @@ _MOST_TOKEN_BYTES = 16_384
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
+def http_session() -> aiohttp.ClientSession:
+    """Return a session for JSON without cookies, compression and time limits of its own; each
+    request has a connection of its own.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True, resolver=aiohttp.ThreadedResolver()),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        headers={
+            "User-Agent": USER_AGENT,
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        },
+    )
+
+
 def read_file(path: Path, most: int, what: str, where: str) -> bytes:
     """Return up to ``most`` + 1 bytes of a regular file."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import time
@@ -38,6 +39,7 @@ SWEEP_S = 5.0
 RETRY_S = 5.0  # after an answer that cannot be used, at most
 MIN_TTL_S = 1.0
 
+type Flows = Callable[[str, Target], int]
 type Found = Mapping[str, tuple[Placed, ...]]
 
 
@@ -101,8 +103,8 @@ class Discovery:
     """The sources of the services of one instance.
 
     ``services`` returns the services at present. ``apply`` makes the targets backends, and raises
-    SteelyardError if they cannot be. ``flows`` returns a function that tells how many open flows a
-    target of a service has.
+    SteelyardError if they cannot be. ``flows`` surveys the flow table, and returns a function that
+    tells how many open flows a target of a service has.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Discovery:
         states: Mapping[str, SourceState],
         services: Callable[[], tuple[Service, ...]],
         apply: Callable[[Found], Awaitable[None]],
-        flows: Callable[[str], Awaitable[Callable[[Target], int]]],
+        flows: Callable[[], Awaitable[Flows]],
     ) -> None:
         self._path = path
         self.states = dict(states)
@@ -294,13 +296,13 @@ class Discovery:
         if time.monotonic() - self._swept < SWEEP_S:
             return
         self._swept = time.monotonic()
+        if all(each.left is None for state in self.states.values() for each in state.placed):
+            return
+        flows = await self._flows()  # one survey for all services
         for service in self._services():
-            state = self.states.get(service.name)
-            if state is None or all(each.left is None for each in state.placed):
-                continue
-            flows = await self._flows(service.name)
             if (state := self.states.get(service.name)) is not None:
-                self.states[service.name] = departed(state, service.discover, time.time(), flows)
+                of = functools.partial(flows, service.name)
+                self.states[service.name] = departed(state, service.discover, time.time(), of)
 
     async def _pass_on(self) -> None:
         """Make the targets backends if they have changed, and keep them on disk."""

@@ -26,7 +26,7 @@ from agent.discovery.answer import (
 )
 from agent.discovery.groups import MOST_BYTES, too_long
 from agent.discovery.kubernetes import answers
-from agent.discovery.reading import USER_AGENT, bearer, http_words, read_file, read_token
+from agent.discovery.reading import bearer, http_session, http_words, read_file, read_token
 from agent.errors import DiscoveryError
 from agent.health.probe import duration
 from agent.model import Discover
@@ -119,18 +119,7 @@ async def _fetch(discover: Discover, url: URL, where: str) -> bytes:
 
     Redirects are followed here, because the token may only go to the origin of the first URL.
     """
-    connector = aiohttp.TCPConnector(force_close=True, resolver=aiohttp.ThreadedResolver())
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-        auto_decompress=False,
-        headers={
-            "User-Agent": USER_AGENT,
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-        },
-    ) as session:
+    async with http_session() as session:
         origin, token = url.origin(), await _token(discover.token_file, where)
         for _ in range(MOST_REDIRECTS + 1):
             headers = token if url.origin() == origin else {}

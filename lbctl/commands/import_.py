@@ -43,10 +43,11 @@ def keepalived(ctx: click.Context, path: Path, interface: str | None) -> None:
     from agent.config.document import write_yaml
     from agent.config.load import parse, read_text
     from agent.errors import ConfigError
-    from lbctl import keepalived as reader
+    from lbctl.keepalived import convert
+    from lbctl.keepalived_conf import parse as parse_statements
 
     env = ctx.ensure_object(Environment)
-    made = reader.convert(reader.parse(read_text(path), str(path)), interface)
+    made = convert(parse_statements(read_text(path), str(path)), interface)
     text = f"# Made from {path} by `lbctl import keepalived`.\n{write_yaml(made.document)}"
     env.write(text)
     for note in made.notes:

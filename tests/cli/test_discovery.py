@@ -98,6 +98,16 @@ def test_show_tells_of_each_target(run) -> None:
     assert "model=llama" in lines["match"]
 
 
+def test_an_override_is_shown_for_the_targets_that_it_holds_for() -> None:
+    """In dsr a target's port is the service's, whether the source or the override names it."""
+    override = Override(ip_address("10.0.0.1"), 80, 5)
+    service = chat("chat", discover=Discover(dns="x"), overrides=(override,))
+    state = SourceState("dns x", (Placed(target(1, None)), Placed(target(2, None))), NOW)
+    shown = discoveryviews.sources([SourceView(service, state, NOW, ())], {}, NOW)
+    (source,) = shown["sources"]  # type: ignore[misc]
+    assert [each["override"] for each in source["targets"]] == [{"weight": 5, "state": None}, None]
+
+
 def test_a_service_without_a_source_is_refused_with_those_that_have_one(run, agent) -> None:
     refused = run("discovery", "show", "web")
     assert "these have one: chat, embed, new" in refused.err

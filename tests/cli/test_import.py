@@ -14,7 +14,7 @@ from agent.config.load import parse
 from agent.errors import ConfigError
 from agent.failover.model import Authentication
 from agent.model import CheckKind, Forward, Protocol, Scheduler
-from lbctl import keepalived
+from lbctl import keepalived, keepalived_conf
 
 SAMPLES = Path("/usr/share/doc/keepalived/samples")
 # Whose results a person has to change: a VIP that is also a real server's address.
@@ -77,7 +77,7 @@ vrrp_instance A {
 
 
 def convert(text: str, interface: str | None = None) -> keepalived.Converted:
-    return keepalived.convert(keepalived.parse(text, "x.conf"), interface)
+    return keepalived.convert(keepalived_conf.parse(text, "x.conf"), interface)
 
 
 def loaded(text: str, interface: str | None = None):

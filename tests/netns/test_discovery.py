@@ -159,7 +159,7 @@ def test_what_an_operator_drained_stays_drained(here: Site, source: Source) -> N
     wait_until("be2 is forgotten", lambda: set(named(here)) == {"be1", "be3"})
     source.names("be1", "be2", "be3", weight="300")
     wait_until("be2 is named again", lambda: "be2" in named(here))
-    assert named(here)["be2"]["state"] == "drain"
+    assert named(here)["be2"]["admin_state"] == "drain"
     assert {b["weight_configured"] for b in named(here).values()} == {300}
     with contextlib.suppress(ApiRefusedError):
         here.edit("backend.remove", service="web", backend=drained)

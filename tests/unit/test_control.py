@@ -26,7 +26,13 @@ from agent.control import AgentControl
 from agent.core import Core
 from agent.daemon import _reload_on
 from agent.discovery.run import Found
-from agent.errors import ConfigError, ConflictError, NotFoundError, UnconfirmedError
+from agent.errors import (
+    ConfigError,
+    ConflictError,
+    DataplaneError,
+    NotFoundError,
+    UnconfirmedError,
+)
 from agent.files import write_atomically
 from agent.journal import Journal
 from agent.metrics.observer import AgentFacts
@@ -580,25 +586,36 @@ def test_how_many_flows_a_target_has_is_known_by_its_backend(make: Make) -> None
     path.write_text(DISCOVERS)
     asyncio.run(control.reload())
     asyncio.run(control.discovery._apply(found(40)))
-    flows = asyncio.run(control.discovery._flows("chat"))
-    assert (flows(Target(ip_address("10.0.0.40"))), flows(Target(ip_address("10.0.0.9")))) == (3, 0)
+    flows = asyncio.run(control.discovery._flows())
+    seen = (flows("chat", Target(ip_address(f"10.0.0.{n}"))) for n in (40, 9))
+    assert tuple(seen) == (3, 0)
+
+
+def reverting(tmp_path: Path) -> Reverting:
+    """What the next agent reads."""
+
+    async def refuses(_edit: Edit, _why: str) -> None:
+        raise AssertionError
+
+    empty = Config("default", "eth0")
+    return Reverting(tmp_path / "default.reverts.json", lambda: empty, refuses)
+
+
+DRAIN = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
 
 
 def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(
     make: Make, monkeypatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("agent.control.LOOK_FOR_ENDED_S", 0.005)
+    monkeypatch.setattr("agent.reverting.LOOK_S", 0.005)
     control, core, _ = make(0)
-    drain = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
-    asyncio.run(control.edit(drain, for_s=3600.0))
+    asyncio.run(control.edit(DRAIN, for_s=3600.0))
     (revert,) = control.reverts()
-    again = Reverting(tmp_path, "default")
-    assert again.pending == (revert,)
-    asyncio.run(again.keep((dataclasses.replace(revert, at=0.0),)))
-    control._reverting = Reverting(tmp_path, "default")
+    assert reverting(tmp_path).pending == (revert,)
+    control.reverting.pending = (dataclasses.replace(revert, at=0.0),)
 
     async def ends() -> None:
-        task = asyncio.create_task(control.end_changes())
+        task = asyncio.create_task(control.reverting.run())
         async with asyncio.timeout(30):
             while control.reverts():  # noqa: ASYNC110 (it has no event)
                 await asyncio.sleep(0.005)
@@ -609,38 +626,66 @@ def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(
     assert core.config.services[0].backends[0].admin is AdminState.ACTIVE
     (change,) = (log for log in logs if log["event"] == "change")
     assert (change["by"], change["message"]) == ("lb-agent", "state of gpu-1: the time is over")
-    assert Reverting(tmp_path, "default").pending == ()
+    assert reverting(tmp_path).pending == ()
 
 
 def test_a_dry_run_ends_nothing(make: Make) -> None:
     control, _, _ = make(0)
-    drain = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"state": "drain"})
-    asyncio.run(control.edit(drain, for_s=60.0, dry_run=True))
+    asyncio.run(control.edit(DRAIN, for_s=60.0, dry_run=True))
     assert control.reverts() == ()
 
 
-def test_a_change_that_cannot_be_undone_yet_is_tried_again(make: Make, monkeypatch) -> None:
+def test_a_change_that_the_kernel_refuses_at_first_ends_all_the_same(
+    make: Make, monkeypatch
+) -> None:
+    """It is kept, and tried again."""
     control, core, _ = make(0)
-    asyncio.run(control.edit(TO_NAT))
-    weight = Edit(EditOp.BACKEND_SET, "chat", "gpu-1", {"weight": 5})
-    asyncio.run(control.edit(weight, for_s=1.0))
+
+    async def refuses(_config: Config) -> None:
+        raise DataplaneError("no memory")
+
+    monkeypatch.setattr(core, "take", refuses)
+    with pytest.raises(DataplaneError):
+        asyncio.run(control.edit(DRAIN, for_s=60.0))
+    assert [each.back for each in control.reverts()] == ["active"]
+
+
+@pytest.mark.parametrize("error", [ConfigError("the list cannot be read"), ZeroDivisionError()])
+def test_a_change_that_cannot_be_undone_yet_is_tried_again(
+    make: Make, monkeypatch, error: Exception
+) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(DRAIN, for_s=1.0))
     (revert,) = control.reverts()
 
     async def refuses(_config: Config) -> None:
-        raise ConfigError("the list cannot be read")
+        raise error
 
     monkeypatch.setattr(core.guarding, "prepare", refuses)
     with capture_logs() as logs:
-        asyncio.run(control._end(revert))
-    assert [log["event"] for log in logs] == ["a change cannot be undone yet"]
+        asyncio.run(control.reverting._end(revert))
+    assert logs[0]["event"].startswith("a change cannot be undone")
     (later,) = control.reverts()
     assert later.at > revert.at
-    monkeypatch.undo()
+
+
+def test_a_change_that_comes_while_another_one_ends_is_not_forgotten(make: Make) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(DRAIN, for_s=1.0))
+    (revert,) = control.reverts()
+    other = Edit(EditOp.BACKEND_SET, "chat", "gpu-2", {"weight": 5})
+
+    async def meanwhile() -> None:
+        await asyncio.gather(control.edit(other, for_s=60.0), control.reverting._end(revert))
+
+    asyncio.run(meanwhile())
+    assert [each.backend for each in control.reverts()] == ["gpu-2"]
+    assert core.config.services[0].backends[0].admin is AdminState.ACTIVE
 
 
 @pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"service": "chat"}]', "\0"])
 def test_reverts_that_cannot_be_read_are_logged(tmp_path: Path, text: str) -> None:
     (tmp_path / "default.reverts.json").write_text(text)
     with capture_logs() as logs:
-        assert Reverting(tmp_path, "default").pending == ()
+        assert reverting(tmp_path).pending == ()
     assert logs[0]["log_level"] == "error"

@@ -39,7 +39,7 @@ class Parts:
         self.core.tasks.return_value = {}
         self.control, self.locks = mock.MagicMock(), mock.MagicMock()
         self.control.keep_saved = self.control.discovery.run = forever
-        self.control.end_changes = forever
+        self.control.reverting.run = forever
         self.control.reload = mock.AsyncMock()
         self.server, self.page, self.notifier = (mock.MagicMock() for _ in range(3))
         self.page.keep = forever

@@ -16,7 +16,7 @@ from agent.config.load import parse
 from agent.discovery import kubernetes, sources
 from agent.discovery import run as discovery
 from agent.discovery.answer import Answer, Refused
-from agent.discovery.run import Discovery, Found
+from agent.discovery.run import Discovery, Flows, Found
 from agent.errors import ConfigError, ConflictError, DiscoveryError, NotFoundError
 from agent.model import Discover, Service, Target
 
@@ -40,6 +40,7 @@ class Fake:
         self.taken: list[Found] = []
         self.refusal: ConfigError | None = None
         self.flows: dict[Target, int] = {}
+        self.surveys = 0
         self.path = path
         self.discovery = self.anew()
 
@@ -72,8 +73,9 @@ class Fake:
             raise self.refusal
         self.taken.append(found)
 
-    async def flows_at(self, _service: str) -> Callable[[Target], int]:
-        return lambda target: self.flows.get(target, 0)
+    async def flows_at(self) -> Flows:
+        self.surveys += 1
+        return lambda _service, target: self.flows.get(target, 0)
 
     def names(self, service: str = "chat") -> list[str]:
         """Where the targets are that the agent has taken last."""
@@ -202,6 +204,7 @@ def test_a_target_stays_until_its_flows_have_ended(fake: Fake, monkeypatch: pyte
 
     async def work() -> None:
         await until(lambda: len(fake.names()) == 2)
+        assert fake.surveys == 0, "nothing drains"
         fake.answers[source] = answer("10.0.0.1")
         await until(lambda: fake.names() == ["10.0.0.1"])
         assert len(fake.taken[-1]["chat"]) == 2, "the other one drains"
