@@ -30,8 +30,8 @@ demo: setup ## the whole story on real traffic in network namespaces, in a minut
 
 test: setup ## everything: lint, types, documentation, all tests, the kernel's included (root)
 	@$(MAKE) -j 2 --output-sync types lint docs-check collected
-	@echo "test: pytest, four files at a time"
-	@$(BIN)/pytest -n 4 --durations 20
+	@echo "test: pytest, five files at a time"
+	@$(BIN)/pytest -n 5 --durations 20
 
 test-engines: setup ## real engines and clients through the balancer: half an hour, and gigabytes once (root)
 	@$(PYTHON) -m tests.engines

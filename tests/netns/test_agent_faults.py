@@ -65,13 +65,12 @@ def assert_no_trace(lab: Site) -> None:
     assert not lab.run(lab.balancer.name, "nft", "list", "ruleset").stdout
 
 
-def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site) -> None:
-    for taken in ("socket", "metrics", "descriptors"):
-        assert_refused(fresh, taken)
-
-
-def assert_refused(lab: Site, taken: str) -> None:
-    limit = "1024"
+@pytest.mark.parametrize(
+    "taken",
+    ["descriptors", *(pytest.param(t, marks=pytest.mark.soak) for t in ("socket", "metrics"))],
+)
+def test_a_first_start_that_is_refused_leaves_nothing_behind(fresh: Site, taken: str) -> None:
+    lab, limit = fresh, "1024"
     document = lab.config() | {"metrics": "off"}
     blocker = lab.lab.run_dir / "blocked"
     if taken == "socket":

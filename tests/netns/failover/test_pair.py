@@ -164,7 +164,7 @@ def test_two_masters_are_named_on_both(here: Pair) -> None:
 def test_a_master_stays_master_while_its_agent_swaps_the_program(here: Pair) -> None:
     here.settle()
     before = [here.times_master(node) for node in (here.first, here.second)]
-    with here.rush(1000) as rushed:
+    with here.rush(300) as rushed:
         recompile(here, here.first, "gue")
     assert [here.times_master(node) for node in (here.first, here.second)] == before
     assert here.is_settled()

@@ -26,6 +26,7 @@ _NEVER_NS = 1 << 62
 # (The packet path waits 50 and 90 ms, but a busy host may forward a packet later than the tap saw
 # it.)
 _GRACE_NS, _GRACE_ACK_NS = 30_000_000, 70_000_000
+_GRACE_MOST_NS = 100_000_000  # besides one and a half times the handshake
 _CONTINUE = 25
 _NEAR_NS = 60_000_000  # a delayed acknowledgement, and some more
 _GAP_BELIEVED = 1 << 16  # bytes: of a larger gap in what a client sends, so much is counted
@@ -119,12 +120,16 @@ class Story:
 def is_too_slow(
     connection: Connection, request: Answered, seen_late: bool, control: int = 0
 ) -> bool:
-    """Whether a head, tickets or the like came so late that nothing but an answer is,
-    because the host was busy: that says nothing about what is counted. The time runs from the
-    request; of what the client sends behind it, segments of ``control`` bytes begin nothing anew.
+    """Whether a head, tickets or the like came so late that nothing but an answer is, or an answer
+    within the time of a handshake that took long, because the host was busy: that says nothing
+    about what is counted. The time runs from the request; of what the client sends behind it,
+    segments of ``control`` bytes begin nothing anew.
     """
     grace_ns = _GRACE_ACK_NS if seen_late else _GRACE_NS
-    from_ns = connection.last_sent_ns(request.received_ns, control) + grace_ns
+    sent_ns = connection.last_sent_ns(request.received_ns, control)
+    if (request.first_ns or 0) < sent_ns + connection.handshake_ns * 3 // 2 + _GRACE_MOST_NS:
+        return True
+    from_ns = sent_ns + grace_ns
     heard = connection.heard_between(from_ns, request.first_ns or 0, acknowledged=seen_late)
     return any(new != _CONTINUE for new in heard)
 

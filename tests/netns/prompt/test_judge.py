@@ -230,6 +230,20 @@ def test_what_came_as_late_as_answers_do_decides_nothing(
     assert tuple(is_too_slow(talk, request, seen_late) for seen_late in (False, True)) == slow
 
 
+@pytest.mark.parametrize(("handshake_ms", "slow"), [(20, False), (130, False), (140, True)])
+def test_an_answer_within_a_long_handshakes_time_decides_nothing(
+    handshake_ms: int, slow: bool
+) -> None:
+    """The packet path takes a short first answer for a head then, and the client's FIN came."""
+    segments = [
+        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
+        Segment(handshake_ms * MS, CLIENT, SERVER, 1000, 1, 0, b""),
+        Segment(200 * MS, CLIENT, SERVER, 1000, 1, 0, PROMPT),
+    ]
+    talk = wire.connections(segments, 443)[CLIENT[1]]
+    assert is_too_slow(talk, Answered(205 * MS, 500 * MS), seen_late=True) is slow
+
+
 def test_control_frames_behind_a_request_do_not_begin_its_time_anew() -> None:
     """A client of HTTP/2 acknowledges settings when it gets to it; the head came 75 ms after the
     request, and 45 ms after that.

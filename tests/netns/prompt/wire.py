@@ -21,6 +21,7 @@ class Connection:
 
     port: int  # of the client
     first_seq: int
+    opened_ns: int  # the first SYN
     headless_until_ns: int = 0  # its first segment was overtaken by others, and came then
     _resent: list[tuple[int, int]] = field(default_factory=list)  # when, how many bytes again
     _sent: list[tuple[int, int]] = field(default_factory=list)  # when, how much; again or not
@@ -61,6 +62,11 @@ class Connection:
         if self._acked is None or 0 < new < 2**31:
             self._acked = segment.ack
             self._acks.append((segment.at_ns, new))
+
+    @property
+    def handshake_ns(self) -> int:
+        """How long the client's handshake took."""
+        return self._acks[0][0] - self.opened_ns if self._acks else 0
 
     def last_sent_ns(self, at_ns: int, control: int = 0) -> int:
         """When the client had sent bytes the last time by then; 0: never. Segments with no more
@@ -157,7 +163,7 @@ def connections(segments: Iterable[Segment], server_port: int) -> dict[int, Conn
             continue
         port = segment.source[1]
         if segment.flags & SYN:
-            found.setdefault(port, Connection(port, segment.seq + 1))
+            found.setdefault(port, Connection(port, segment.seq + 1, segment.at_ns))
         elif port in found:
             found[port].add_ack(segment)
             if segment.payload:
