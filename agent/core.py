@@ -26,6 +26,7 @@ from agent.flowsync import carry
 from agent.guarding import Guarding
 from agent.health.monitor import HealthMonitor, Target
 from agent.history import History
+from agent.holding import Holding
 from agent.limiting import Limiting
 from agent.logs import get_logger
 from agent.metrics.observer import Observer
@@ -109,6 +110,7 @@ class Core:
         self._host = Host(config, lambda: self.passes.wake(()), self._owner_of)
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
+        self._holding = Holding(self.dataplane)
         self.companions = Companions(self.dataplane, self._companions_changed)
         self._takeovers: set[asyncio.Task[None]] = set()  # of other balancers' blocks
         self._passing = asyncio.Lock()
@@ -196,10 +198,14 @@ class Core:
                     "resets": self._resetter.run(),
                     "guard": self.guarding.run(),
                     "limits": self.limiting.run(lambda: self.now.situation),
+                    "waiting clients": self._holding.run(self._seen),
                     "companions": self.companions.run(),
                 }
             ).items()
         }
+
+    def _seen(self) -> tuple[Situation, TableContents]:
+        return self.now.situation, self.now.contents
 
     async def _once_started(self, work: Coroutine[Any, Any, None]) -> None:
         await self._started.wait()
@@ -217,7 +223,12 @@ class Core:
         self.rebalancer = Rebalancer(self.dataplane)
         resets = self._resetter.resets
         self.observer = Observer(
-            self.dataplane, self.weigher, self.rebalancer, resets, self.companions
+            self.dataplane,
+            self.weigher,
+            self.rebalancer,
+            resets,
+            self.companions,
+            self._holding.waiting,
         )
         self.observer.sample(self.now.situation, time.monotonic())
         await asyncio.to_thread(self.dataplane.attach)
@@ -585,6 +596,7 @@ class Core:
                 log.log(line.level.number, line.event, **line.fields)
             self._past, self._situation = fresh.past, fresh
             self.now = Now(fresh, done.contents)
+            self._holding.passed(fresh)
             if past is None or past.config is not config or past.ids is not done.ids:
                 self.weigher.place(config, done.ids)
             self.tracer.refresh()

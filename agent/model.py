@@ -74,6 +74,7 @@ class NoBackend(enum.Enum):
     DROP = "drop"
     RESET = "reset"  # RST, or ICMP unreachable
     ANY = "any"  # fail open: any backend that is not in maintenance
+    HOLD = "hold"  # they wait for the first backend
 
 
 class SynProtection(enum.Enum):

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.dataplane.flows import Names, names_of, query_flows
-from agent.dataplane.idle import Closer, Frame, IdleFlow, Wanted, idle_flows
+from agent.dataplane.idle import Closer, IdleFlow, Wanted, idle_flows
 from agent.dataplane.program import Dataplane
+from agent.dataplane.rerun import Frame
 from agent.dataplane.survey import Survey
 from agent.errors import SteelyardError
 from agent.logs import get_logger

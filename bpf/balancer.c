@@ -210,6 +210,8 @@ static __always_inline int pick(CTX *ctx, const struct packet *p, struct walk *w
 	step_ends();
 	walk->backend = backends.lookup(&walk->route->backend);
 	if (!walk->route->backend || !walk->backend) {
+		if (hold_new(ctx, p, service))
+			return REASON_HELD;
 		walk->route->sends_reset = (service->flags & SERVICE_F_RESET) != 0;
 		return REASON_NO_BACKEND;
 	}

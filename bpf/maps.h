@@ -163,6 +163,13 @@ _Static_assert(sizeof(struct limit_bucket) == 32, "half a cache line");
 BPF_F_TABLE("array", u32, struct limit_bucket, limit_buckets,
 	    LB_LIMITS ? LIMIT_PERIODS * (LIMIT_BUCKETS + LB_SERVICES) : 1, BPF_F_MMAPABLE);
 
+/* (client, VIP, ports) -> the SYN, kept until a backend is usable (hold.h).  The packet path writes,
+ * and overwrites the least recent ones; the agent takes them out.  Not pinned: clients send their
+ * SYNs again.
+ */
+#define HELD_SYNS 4096
+BPF_F_TABLE("lru_hash", struct held_key, struct held_syn, held_syns, LB_HOLD ? HELD_SYNS : 1, 0);
+
 /* line -> 32 backend ids.  The agent writes, and only to regions that are not in use. */
 BPF_TABLE_PINNED7("array", u32, struct ring_line, rings, LB_RING_LINES, LB_PINNED(rings),
 		  BPF_F_MMAPABLE);

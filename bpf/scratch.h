@@ -122,6 +122,8 @@ struct scratch {
 	struct event event;
 	struct fragment_key fragment_key;
 	struct fragment fragment;
+	struct held_key held_key;
+	struct held_syn held_syn;
 	__u64 option; /* guard.h: offset of the next IPv4 option */
 	__u64 fence;  /* service.h: for a full barrier */
 	__u64 draw;   /* select.h: number of the next draw, and the hash for it */

@@ -22,7 +22,7 @@ REASONS = {
     "too-big": "does not fit the path to the backend",
     "no-headroom": "the driver left no room for the outer header",
     "internal": "a table is missing or inconsistent",
-    "held": "new flows are held back during a handover",
+    "held": "new flows are held back during a handover, or until there is a backend",
     "martian": "its source address cannot be a client's",
     "broadcast": "a new flow in a broadcast or multicast frame",
     "source-route": "a new flow with an IPv4 source route",

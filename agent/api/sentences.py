@@ -18,6 +18,7 @@ _CLIENTS = {
     "drop": "its clients' packets are dropped",
     "reset": "its clients are answered with a reset",
     "any": "no backend can be reached at all",
+    "hold": "its clients wait for the first one",
 }
 
 

@@ -152,6 +152,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "draws_in_use": view.draws,
         "spill_over": list(view.spill_over),
         "no_backend": configured.no_backend.value,
+        "held_clients": view.held,
         "panic": configured.panic,
         "outlier": loadviews.outlier(configured),
         "slo": [loadviews.objective(each) for each in view.slo],

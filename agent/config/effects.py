@@ -32,6 +32,7 @@ _WITHOUT_BACKEND = {
     NoBackend.DROP: "they are dropped",
     NoBackend.RESET: "they are answered with a reset",
     NoBackend.ANY: "they go to any backend that can be reached and is not in maintenance",
+    NoBackend.HOLD: "they wait for the first one",
 }
 _CHALLENGED = {
     SynProtection.OFF: "new clients no longer have to prove that they are at their address",

@@ -359,7 +359,7 @@ class DefaultsSection(Section):
         description="What happens to new flows when no backend is usable, backups included. "
         "`drop`: they get no answer. `reset`: they get a TCP reset, or for udp an ICMP error. "
         "`any`: they go to any backend that can be reached and is not in maintenance, whatever "
-        "its health.",
+        "its health. `hold`: they wait for the first backend, and reach it as soon as it is up.",
     )
     panic: kinds.Share = Field(
         _SERVICE.panic,

@@ -273,7 +273,22 @@ SERVICE = np.dtype(
         ("vip_bits", "u1"),
         ("limits", "u1"),
         ("cookies", "u1"),
-        ("pad", "u1", (3,)),
+        ("holds", "u1"),
+        ("pad", "u1", (2,)),
+    ]
+)
+HELD_FRAME = 128
+HELD_KEY = np.dtype(
+    [("saddr", ">u4", (4,)), ("daddr", ">u4", (4,)), ("sport", ">u2"), ("dport", ">u2")]
+)
+HELD_SYN = np.dtype(
+    [
+        ("ns", "u8"),
+        ("service", "u4"),
+        ("ifindex", "u4"),
+        ("tag", "u4"),
+        ("len", "u4"),
+        ("frame", "u1", (HELD_FRAME,)),
     ]
 )
 RING_LINE = np.dtype([("backend", "u2", (RING_LINE_SLOTS,))])
@@ -557,6 +572,8 @@ STRUCTS: dict[str, np.dtype[np.void]] = {
     "quic_key": QUIC_KEY,
     "quic_server": QUIC_SERVER,
     "fragment_key": FRAGMENT_KEY,
+    "held_key": HELD_KEY,
+    "held_syn": HELD_SYN,
     "fragment": FRAGMENT,
     "backend_counters": BACKEND_COUNTERS,
     "service_counters": SERVICE_COUNTERS,

@@ -54,6 +54,7 @@ class Features:
     waiting: bool = False
     quic: bool = False
     reset: bool = False
+    hold: bool = False
     zones: bool = False
     challenge: bool = False
     cookies: bool = False
@@ -105,6 +106,7 @@ def needed_features(
         waiting=any(counts_waiting(s) for s in services),
         quic=any(s.quic_id_bytes is not None for s in services),
         reset=any(s.no_backend is NoBackend.RESET for s in services),
+        hold=any(s.no_backend is NoBackend.HOLD for s in services),
         zones=any(has_levels(s) for s in services),
         challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
         cookies=any(s.gives_cookies for s in services),

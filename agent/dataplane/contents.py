@@ -162,6 +162,7 @@ def _service_entry(tables: SharedTables, row: Table) -> ServiceEntry:
         zones=bool(flags & abi.SERVICE_F_ZONES),
         challenge=bool(flags & abi.SERVICE_F_CHALLENGE),
         cookies=bool(row["cookies"]),
+        holds=bool(row["holds"]),
         limits_new=bool(int(row["limits"]) & abi.SERVICE_LIMITS_NEW),
         limits_packets=bool(int(row["limits"]) & abi.SERVICE_LIMITS_PACKETS),
         limits_held=bool(int(row["limits"]) & abi.SERVICE_LIMITS_HELD),
@@ -332,6 +333,7 @@ def service_row(entry: ServiceEntry, ring_line: int) -> Table:
     row["port_last"] = entry.port_last
     row["vip_bits"] = entry.vip_bits or 0
     row["cookies"] = entry.cookies
+    row["holds"] = entry.holds
     row["limits"] = (
         entry.limits_new * abi.SERVICE_LIMITS_NEW
         | entry.limits_packets * abi.SERVICE_LIMITS_PACKETS

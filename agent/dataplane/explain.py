@@ -13,7 +13,14 @@ from ipaddress import ip_network
 from agent.dataplane import abi, flowhash, limits, score, survey
 from agent.dataplane.abi import GuardModeId
 from agent.dataplane.constants import Clock, HashKeys
-from agent.dataplane.flows import STATE_NAMES, Names, address_of, nat_source, requests
+from agent.dataplane.flows import (
+    STATE_NAMES,
+    Names,
+    address_of,
+    nat_source,
+    requests,
+    tagged,
+)
 from agent.dataplane.selection import LOAD, TURN, Ring, Selection, select
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, SourceTrees
 from agent.dataplane.tables import SharedTables
@@ -145,7 +152,7 @@ def _picked(
     if not found.chosen and not found.any_of:
         verdict, end = _no_backend(entry, flow)
         steps.append(f"no usable backend: {end}")
-        reason = abi.Reason.NO_BACKEND.label
+        reason = (abi.Reason.HELD if entry.holds else abi.Reason.NO_BACKEND).label
         return replace(base, verdict=verdict, reason=reason, steps=tuple(steps), depends_on=None)
     if found.chosen:
         steps.append(_forwarding(view.contents.backends[found.chosen], flow, None))
@@ -250,6 +257,10 @@ def _name(names: Names, found: Selection) -> str | None:
 
 def _no_backend(entry: ServiceEntry, flow: FiveTuple) -> tuple[str, str]:
     """Return the verdict and the words for a service that has no usable backend."""
+    if entry.holds and flow.protocol is Protocol.TCP:
+        return "drop", "kept, and sent to the first backend that is usable (no_backend: hold)"
+    if entry.holds:
+        return "drop", "dropped; its client has to send it again (no_backend: hold)"
     if not entry.reset:
         return "drop", "dropped (no_backend: drop)"
     with_what = "a RST" if flow.protocol is Protocol.TCP else "an ICMP unreachable"
@@ -359,14 +370,11 @@ def _recorded(
     value = flowhash.flow_hash(
         view.keys, entry.salt, flow.client, flow.client_port, flow.port, below_prefix
     )
-    bucket = (value >> 32) & (view.tables.size.flow_buckets - 1)
-    tag, now = value & 0xFFFFFFFF, view.jiffies >> view.clock.shift
-    first = bucket * abi.FLOW_WAYS
-    for index in range(first, first + abi.FLOW_WAYS):
-        word = int(view.tables.flows[index])
+    now = view.jiffies >> view.clock.shift
+    for index, word in tagged(view.tables, value):
         state = (word >> abi.FLOW_STATE_SHIFT) & (abi.FLOW_STATES - 1)
         ident = (word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
-        if word >> abi.FLOW_TAG_SHIFT != tag or state not in STATE_NAMES:
+        if state not in STATE_NAMES:
             continue
         if not ident:
             return None, _ENDED

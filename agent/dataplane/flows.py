@@ -413,6 +413,18 @@ def requests(
     )
 
 
+def tagged(tables: SharedTables, value: int) -> Iterator[tuple[int, int]]:
+    """Yield each slot that may hold the flow with this hash (``flowhash.flow_hash``), and its word.
+
+    It is the flow's unless another flow has the same 32 bits, which nearly never happens.
+    """
+    first = ((value >> 32) & (tables.size.flow_buckets - 1)) * abi.FLOW_WAYS
+    for index in range(first, first + abi.FLOW_WAYS):
+        word = int(tables.flows[index])
+        if word >> abi.FLOW_TAG_SHIFT == value & 0xFFFFFFFF:
+            yield index, word
+
+
 def address_of(words: Table, family: int) -> Address:
     """Return the address in the words of a table."""
     raw = words.tobytes()

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from agent.dataplane import abi, flows, libbpf, survey
+from agent.dataplane import abi, flows, survey
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.flows import Names
 from agent.dataplane.libbpf import ProgramType
+from agent.dataplane.rerun import Frame, Rerun
 from agent.dataplane.tables import SharedTables, Table
 from agent.model import BackendRef
 from agent.state.queries import FlowView
@@ -27,9 +28,6 @@ from agent.state.segment import ACK, RST, Segment
 
 LEAST_IDLE_TICKS = 2  # so that any later packet has changed the slot
 _TALKS = (abi.Talk.PLAIN, abi.Talk.TLS_FIRST, abi.Talk.TLS)
-_TX, _REDIRECT = 3, 4  # enum xdp_action
-_TC_REDIRECT = 7
-_CONTEXT_BYTES = 256  # no less than the kernel's own, all of which it copies back
 _ETH_P = {4: 0x0800, 6: 0x86DD}
 
 
@@ -71,14 +69,6 @@ class Wanted:
 
     count: int
     idle_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame for the wire, and the interface that it is sent on."""
-
-    ifindex: int
-    data: bytes
 
 
 def idle_flows(
@@ -145,7 +135,7 @@ class Closer:
         ifindex: Callable[[], int],
     ) -> None:
         self._tables = tables
-        self._program = program
+        self._rerun = Rerun(program)
         self._ifindex = ifindex
 
     def close(self, flow: IdleFlow) -> Frame | None:
@@ -154,21 +144,12 @@ class Closer:
         Returns the frame that informs the backend; None if the flow was not closed.
         """
         came_in, frame = self._frame_of(flow)
-        fd, kind = self._program()
-        context = _context(kind, came_in, len(frame))
         row = self._tables.flows_warm[flow.slot]
         if int(self._tables.flows[flow.slot]) != flow.word or int(row["seq"]) != flow.seq:
             return None
-        done = libbpf.test_run(fd, frame, context=context)
-        sent = (_TC_REDIRECT,) if kind is ProgramType.SCHED_CLS else (_TX, _REDIRECT)
-        if done.verdict not in sent:
-            return None
-        backend = self._tables.backends[(flow.word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF]
-        data = done.data
-        if kind is ProgramType.SCHED_CLS and backend["tags"]:
-            # The kernel keeps the outer tag apart from the frame.
-            data = data[:12] + backend["vlan"][:2].tobytes() + data[12:]
-        return Frame(int(backend["ifindex"]) or came_in, data)
+        sent = self._rerun.send(came_in, frame)
+        ident = (flow.word >> abi.FLOW_BACKEND_SHIFT) & 0xFFFF
+        return None if sent is None else sent.to(self._tables.backends[ident])
 
     def is_left(self, flow: IdleFlow) -> bool:
         """Return whether the flow is closing, and its client has sent nothing since."""
@@ -194,12 +175,3 @@ class Closer:
         macs = way["source_mac"][0].tobytes() + way["mac"][0].tobytes()
         tags = way["vlan"][0].tobytes()[: 4 * int(way["tags"][0])]
         return int(way["ifindex"][0]), macs + tags + eth_proto + packet
-
-
-def _context(kind: ProgramType, ifindex: int, length: int) -> bytes:
-    """Return the context of a test run, which names the interface that the frame came in by."""
-    if kind is ProgramType.SCHED_CLS:
-        known = struct.pack("=11I", *[0] * 10, ifindex)  # struct __sk_buff, up to ifindex
-    else:
-        known = struct.pack("=4I", 0, length, 0, ifindex)  # struct xdp_md, likewise
-    return known.ljust(_CONTEXT_BYTES, b"\0")

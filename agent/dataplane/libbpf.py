@@ -430,6 +430,32 @@ def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, by
     return list(found.items())
 
 
+def map_batch(fd: int, key_size: int, value_size: int, room: int) -> list[tuple[bytes, bytes]]:
+    """Return the keys and values of a hash map that changes all the time, each key once.
+
+    Keys that come or go meanwhile may be among them or not. ``room``: no less than the number of
+    elements that the map can hold. OSError if it cannot be read.
+    """
+    keys = ctypes.create_string_buffer(key_size * room)
+    values = ctypes.create_string_buffer(value_size * room)
+    place = ctypes.create_string_buffer(8)  # where the kernel goes on, in its own terms
+    found: dict[bytes, bytes] = {}
+    after = None
+    while True:
+        count = ctypes.c_uint32(room)
+        result = _lib().bpf_map_lookup_batch(
+            fd, after, place, keys, values, ctypes.byref(count), None
+        )
+        if result != -errno.ENOENT:
+            _checked(result, "map batch")
+        for i in range(count.value):
+            key = keys.raw[i * key_size : (i + 1) * key_size]
+            found[key] = values.raw[i * value_size : (i + 1) * value_size]
+        if result == -errno.ENOENT:
+            return list(found.items())
+        after = place
+
+
 def program_fd(ident: int) -> int:
     """Return a new file descriptor of a loaded program."""
     return _checked(_lib().bpf_prog_get_fd_by_id(ident), f"program {ident}")

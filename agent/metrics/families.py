@@ -392,6 +392,13 @@ _SERVICE_FAMILIES = (
         each_service(lambda s: s.not_replied),
     ),
     Family(
+        "steelyard_service_held_clients",
+        Kind.GAUGE,
+        "Clients that wait for a backend, as none is usable. Only with `no_backend: hold`.",
+        _SERVICE,
+        each_service(lambda s: s.held),
+    ),
+    Family(
         "steelyard_service_challenges_clients",
         Kind.GAUGE,
         "1 while new clients have to prove that they are at their address (`syn_protection`).",

@@ -46,9 +46,16 @@ def one(value: Callable[[Snapshot], float]) -> Samples:
     return lambda snapshot: [((), value(snapshot))]
 
 
-def each_service(value: Callable[[ServiceSnapshot], float]) -> Samples:
-    """Return a sample for every service."""
-    return lambda snapshot: [((s.service.name,), value(s)) for s in snapshot.services]
+def each_service(value: Callable[[ServiceSnapshot], float | None]) -> Samples:
+    """Return a sample for every service that has the value."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for each in snapshot.services:
+            found = value(each)
+            if found is not None:
+                yield (each.service.name,), found
+
+    return samples
 
 
 def backends(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], BackendSnapshot]]:

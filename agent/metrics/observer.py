@@ -114,7 +114,10 @@ class Observer:
         rebalancer: Rebalancer,
         resets: Mapping[BackendRef, int],
         companions: Companions,
+        held: Callable[[Service], int | None],
     ) -> None:
+        """``held`` returns how many clients of a service wait for a backend."""
+        self._held = held
         self._dataplane = dataplane
         self._weigher = weigher
         self._rebalancer = rebalancer
@@ -439,6 +442,7 @@ class Observer:
             first_byte=self._weigher.first_byte(service),
             home=self._weigher.home(service),
             slo=self.objectives.of(service),
+            held=self._held(service),
         )
         return service_snapshot(service, of_service, backends)
 

@@ -73,6 +73,7 @@ class ServiceParts:
     first_byte: str | None = None
     home: Home | None = None
     slo: tuple[Watch, ...] = ()
+    held: int | None = None
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -128,4 +129,5 @@ def service_snapshot(
         first_byte=parts.first_byte,
         home=parts.home,
         slo=parts.slo,
+        held=parts.held,
     )

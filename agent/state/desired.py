@@ -177,6 +177,7 @@ def _service_entry(
         load_weight=rings.weight if bound else 0,
         waiting=loads.counts_waiting(service),
         reset=service.no_backend is NoBackend.RESET,
+        holds=service.no_backend is NoBackend.HOLD,
         quic_id_bytes=service.quic_id_bytes or 0,
         port_last=key.port_last or 0,
         vip_bits=key.vip_bits,

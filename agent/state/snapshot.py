@@ -197,6 +197,7 @@ class ServiceSnapshot:
     first_byte: str | None = None  # token, head or unknown; None: its answers are not timed
     home: Home | None = None  # None: its clients have no homes
     slo: tuple[Watch, ...] = ()
+    held: int | None = None  # clients that wait for a backend; None: it lets none wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class ServiceEntry:
     load_weight: int = 0  # with a bound: sum of the weights of the usable backends
     waiting: bool = False  # request bytes that wait are counted
     reset: bool = False  # answer with a reset if no backend is usable
+    holds: bool = False  # new flows wait if no backend is usable
     quic_id_bytes: int = 0
     port_last: int = 0  # the last port of a range
     vip_bits: int | None = None  # the length of a prefix VIP

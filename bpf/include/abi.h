@@ -4,7 +4,8 @@
  * agent/dataplane/abi.py mirrors this file; tests/abi and the loader compare both with the BTF of
  * the compiled program.  Only fixed-width scalars, explicit padding and 1-D arrays; no bit-fields.
  * A change of a size, an offset or a value here raises STEELYARD_ABI.  That number is part of the
- * pin path, so tables of another layout are never opened by mistake.
+ * pin path, so tables of another layout are never opened by mistake.  Padding, which is always zero,
+ * may get a name if zero is what the field means to programs that do not know it.
  *
  * __be* is network order, everything else is host order.  Id 0 is "none".
  */
@@ -292,9 +293,30 @@ struct service {
 	__u8 vip_bits;    /* SERVICE_F_PREFIX: prefix length */
 	__u8 limits;      /* SERVICE_LIMITS_* */
 	__u8 cookies;     /* challenged clients get SYN cookies (cookie.h) */
-	__u8 pad[3];
+	__u8 holds;       /* without a usable backend: new flows wait for one (hold.h) */
+	__u8 pad[2];
 };
 _Static_assert(sizeof(struct service) == 40, "service");
+
+/* The newest SYN of a client that waits for the first usable backend of a service (hold.h). */
+#define HELD_FRAME 128
+struct held_key {
+	__be32 saddr[4]; /* IPv4: word 0 */
+	__be32 daddr[4];
+	__be16 sport;
+	__be16 dport;
+};
+_Static_assert(sizeof(struct held_key) == 36, "held_key");
+
+struct held_syn {
+	__u64 ns;      /* monotonic: when it came */
+	__u32 service; /* id */
+	__u32 ifindex; /* the interface that it came in by */
+	__u32 tag;     /* tc: the VLAN tag that is not in the frame, as on the wire; 0: none */
+	__u32 len;     /* of the frame, in bytes */
+	__u8 frame[HELD_FRAME];
+};
+_Static_assert(sizeof(struct held_syn) == 152, "held_syn");
 
 /* A ring is a run of lines; slot i is entry i % 32 of line i / 32. */
 #define RING_LINE_SLOTS 32

@@ -279,6 +279,7 @@ _NO_BACKEND = {
     "drop": "drop (without a usable backend, packets are dropped)",
     "reset": "reset (without a usable backend, clients get a RST or ICMP unreachable)",
     "any": "any (without a usable backend, all that can be reached get new flows)",
+    "hold": "hold (without a usable backend, clients wait for one)",
 }
 
 

@@ -109,6 +109,7 @@ def service_view() -> dict[str, Any]:
         "scheduler": "least-load",
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
+        "held_clients": None,
         "panic": 0.0,
         "outlier": None,
         "slo": [],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from agent.model import Hook
+from lbctl.lab import netns
+from lbctl.lab.topology import PORT
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 FAST = {"interval": "0.2s", "timeout": "0.2s", "rise": 1, "fall": 1}
@@ -17,7 +23,7 @@ FAST = {"interval": "0.2s", "timeout": "0.2s", "rise": 1, "fall": 1}
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Site]:
-    with site(name=f"st-elig{os.getpid()}", backends=3) as built:
+    with site(name=f"st-elig{os.getpid()}", backends=3, hook=Hook.TC) as built:
         yield built
 
 
@@ -101,6 +107,66 @@ def test_a_service_that_fails_open_serves_though_every_check_fails(lab: Site) ->
     with lab.load(rate=100, keep_alive=2, streams=0) as load:
         load.wait(100)
     assert_unharmed(load)
+
+
+def sent_again(lab: Site) -> int:
+    """The SYNs and segments that the client has sent again."""
+    counts = lab.run("client", "grep", "^Tcp:", "/proc/net/snmp").stdout.split("\n")
+    return int(dict(zip(*(line.split() for line in counts[:2]), strict=True))["RetransSegs"])
+
+
+def connects_as_soon_as_there_is_a_backend(lab: Site) -> bool:
+    """Whether two clients, one a family, that wait for a service without a backend get one before
+    they send their SYNs again. They do that a second after the first, then two, then four.
+    """
+    services, backends = ("web", "web6"), ("be1", "be2", "be3")
+
+    def set_states(state: str) -> None:
+        for service, name in itertools.product(services, backends):
+            lab.edit("backend.set", service=service, backend=name, values={"state": state})
+
+    set_states("maintenance")
+    with (
+        netns.inside(lab.lab.node("client").namespace),
+        ThreadPoolExecutor(len(lab.lab.vips)) as pool,
+    ):
+        before = sent_again(lab)
+        asked = [pool.submit(ask, str(vip)) for vip in lab.lab.vips]
+        wait_until("each has sent its SYN three times", lambda: sent_again(lab) >= before + 4)
+        waiting = [lab.get(f"/v1/services/{name}")["held_clients"] for name in services]
+        before = sent_again(lab)
+        set_states("active")
+        answers = [each.result() for each in asked]
+        again = sent_again(lab)
+    assert waiting == [1, 1]
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+    return again == before
+
+
+def ask(vip: str) -> bytes:
+    with socket.create_connection((vip, PORT), timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")
+        return connection.recv(1000)
+
+
+def test_clients_wait_for_the_first_backend_and_not_for_their_timers(lab: Site) -> None:
+    document = lab.config()
+    for service in document["services"]:
+        service["no_backend"] = "hold"
+    lab.reload(document)
+    # Under tc, checksums may be left to a card that no packet between two namespaces ever meets.
+    for command in (
+        "sysctl -w net.ipv4.tcp_syn_linear_timeouts=0",
+        f"ethtool -K {lab.lab.node('client').links[0].device} tx on",
+    ):
+        done = lab.run("client", *command.split())
+        assert done.returncode == 0, done
+    # A busy host can need longer than the four seconds in which no SYN comes.
+    assert any(connects_as_soon_as_there_is_a_backend(lab) for _ in range(4))
+    said = [each["event"] for each in lab.get("/v1/events", service="web")["events"]]
+    assert "clients wait for a backend" in said
+    assert "clients that waited for a backend are served" in said
+    assert lab.get("/v1/services/web")["held_clients"] == 0
 
 
 def test_the_addresses_of_a_prefix_are_not_put_on_the_interface(lab: Site) -> None:

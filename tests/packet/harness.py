@@ -20,6 +20,7 @@ from agent.dataplane import abi, contents, libbpf, limits, peers, pins, program
 from agent.dataplane.constants import ALL_FEATURES, HashKeys, needed_features
 from agent.dataplane.explain import DataplaneView
 from agent.dataplane.flows import Names
+from agent.dataplane.held import HeldSyns
 from agent.dataplane.program import Dataplane, require_root
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, SourceTrees
 from agent.dataplane.tables import mapped
@@ -98,7 +99,7 @@ def all_features() -> tuple[Service, ...]:
     services = (
         Service("any", ServiceKey(vip6, 0, tcp), Forward.IPIP, Scheduler.SOURCE),
         Service("v4", ServiceKey(vip4, 80, tcp), Forward.GUE, Scheduler.ROUND_ROBIN,
-                syn_protection=SynProtection.AUTO, syn_cookies=True,
+                syn_protection=SynProtection.AUTO, syn_cookies=True, no_backend=NoBackend.HOLD,
                 backends=(Backend("near", IPv4Address("10.0.0.7"), zone="east"),)),
         Service("range", ServiceKey(vip4, 8000, tcp, port_last=8010), Forward.NAT,
                 Scheduler.LEAST_CONN, no_backend=NoBackend.RESET,
@@ -224,6 +225,9 @@ class Rig(Records):
             tables.nat_slots[:] = np.zeros((), dtype=abi.NAT_SLOT)
         for key, _ in list(tables.items("fragments")):
             tables.delete("fragments", key)
+        held_syns = HeldSyns(self.dataplane)
+        for syn in held_syns.read(0):
+            held_syns.forget(syn)
         self.reconciler = Reconciler(self.tables, lambda: self.now_s)
 
     def serve(

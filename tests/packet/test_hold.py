@@ -1,4 +1,6 @@
-"""New flows are held back until a deadline that the packet path itself checks."""
+"""New flows are held back until a deadline that the packet path itself checks, or until a service
+has a backend again.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,15 @@ import pytest
 
 from agent.dataplane import abi, libbpf
 from agent.dataplane.abi import FlowState
+from agent.dataplane.held import HELD_S, HELD_SYNS, HeldSyn, HeldSyns, finished
 from agent.dataplane.hold import new_flows_held
-from agent.model import NoBackend, Protocol, Scheduler
+from agent.model import Forward, NoBackend, Protocol, Scheduler
+from agent.state.tables import ServiceEntry
+from tests.packet import nodes
 from tests.packet.frames import CLIENT4, tcp, udp
 from tests.packet.harness import Rig, Verdict, backend, service
+from tests.packet.places import V4, V6, Place
+from tests.packet.wires import Packet, Tags, checksum, pseudo_header
 
 PORTS = itertools.count(20_000)
 LIMIT_S = 60.0
@@ -115,3 +122,128 @@ def test_an_agent_that_dies_or_is_stopped_in_it_holds_nobody_for_long(
         if how is signal.SIGSTOP:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+# -- a service waits for its first backend
+
+
+def waiting(rig: Rig) -> tuple[HeldSyn, ...]:
+    return HeldSyns(rig.dataplane).read(time.monotonic_ns())
+
+
+def serve(
+    rig: Rig, at: Place = V4, forward: Forward = Forward.DSR, *, up: bool, **more: object
+) -> ServiceEntry:
+    """A service that waits for its backend; the entry of its table."""
+    one = service(backend("a", at.server), vip=at.vip, forward=forward, no_backend=NoBackend.HOLD)
+    rig.serve(one, down=() if up else ("a",), nat=nodes.NAT, **more)
+    (entry,) = rig.view().contents.services.values()
+    return entry
+
+
+def forwarded(rig: Rig, packet: Packet, tags: Tags) -> bytes:
+    """The frame that a SYN of a flow that is already recorded becomes, with its outer tag."""
+    data = rig.send(packet.frame()).data
+    if tags and rig.dataplane.program.kind is libbpf.ProgramType.SCHED_CLS:
+        return data[:12] + b"".join(n.to_bytes(2) for n in tags[0]) + data[12:]
+    return data
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("at", [V4, V6], ids=["v4", "v6"])
+@pytest.mark.parametrize("tags", [(), ((0x8100, 0x6005),), ((0x88A8, 7), (0x8100, 100))], ids=len)
+@pytest.mark.parametrize("options", [0, 12, 36, 40])
+def test_a_syn_goes_where_its_client_would_have_sent_it_again(
+    hooked: Rig, forward: Forward, at: Place, tags: Tags, options: int
+):
+    serve(hooked, at, forward, up=False)
+    syn = Packet(at.client, at.vip, options=b"\1" * options)
+    assert hooked.verdict(syn.frame()) == Verdict.DROP
+    assert hooked.reasons() == {"held": 1}
+    assert hooked.slot(at.client) is None
+    (found,) = waiting(hooked)
+    assert (found.frame, found.ifindex) == (syn.frame(), hooked.dataplane.ifindex)
+    ends = str(found.client), found.client_port, str(found.vip), found.port
+    assert ends == (at.client, 40_000, at.vip, 80)
+    entry = serve(hooked, at, forward, up=True, vlans={"a": tags}, ifindexes={"a": 7})
+    sent = HeldSyns(hooked.dataplane).send(found, entry)
+    assert sent is not None
+    assert (sent.ifindex, sent.data) == (7, forwarded(hooked, syn, tags))
+    assert hooked.counts("a").opened == 1
+    assert waiting(hooked) == ()
+
+
+def test_the_newest_syn_of_a_client_is_kept_with_the_tag_it_came_with(rig: Rig):
+    serve(rig, up=False)
+    for seq in (1, 2):
+        rig.send(Packet(seq=seq).frame(tags=((0x8100, 5),)))
+    rig.send(Packet(sport=40_001).frame())
+    first, other = waiting(rig)
+    assert first.frame == Packet(seq=2).frame(tags=((0x8100, 5),))
+    assert other.frame == Packet(sport=40_001).frame()
+    assert rig.reasons() == {"held": 3}
+
+
+def test_only_what_begins_a_connection_waits(rig: Rig):
+    serve(rig, up=False)
+    for flags in ("A", "PA", "SA", "FA", "R"):
+        rig.send(Packet(flags=flags).frame())
+    assert rig.reasons() == {"no-backend": 5}
+    rig.send(Packet(payload=bytes(100)).frame())  # RFC 7413, and more than there is room for
+    assert rig.reasons() == {"no-backend": 5, "held": 1}
+    assert waiting(rig) == ()
+
+
+def test_a_datagram_waits_for_its_client(rig: Rig):
+    one = service(backend("a"), port=53, protocol=Protocol.UDP, no_backend=NoBackend.HOLD)
+    rig.serve(one, down=("a",))
+    assert rig.verdict(udp()) == Verdict.DROP
+    assert rig.reasons() == {"held": 1}
+    assert waiting(rig) == ()
+
+
+def test_a_flood_pushes_out_the_oldest_and_nothing_else(rig: Rig):
+    serve(rig, up=False)
+    for number in range(2 * HELD_SYNS):
+        rig.send(Packet(src=f"198.18.{number >> 8 & 255}.{number & 255}").frame())
+    rig.send(Packet(sport=1234).frame())
+    found = waiting(rig)
+    assert len(found) <= HELD_SYNS
+    assert found[-1].client_port == 1234
+
+
+def test_a_client_that_has_given_up_is_forgotten(rig: Rig):
+    serve(rig, up=False)
+    rig.send(Packet().frame())
+    later_ns = time.monotonic_ns() + int((HELD_S + 1) * 1e9)
+    assert HeldSyns(rig.dataplane).read(later_ns) == ()
+    assert waiting(rig) == ()
+
+
+def test_without_room_for_the_flow_the_clients_timer_remains(rig: Rig):
+    serve(rig, up=False, forward=Forward.NAT)
+    rig.send(Packet().frame())
+    (found,) = waiting(rig)
+    entry = serve(rig, up=False, forward=Forward.NAT)  # it went down again
+    assert HeldSyns(rig.dataplane).send(found, entry) is None
+
+
+def test_other_services_keep_no_syn(rig: Rig):
+    rig.serve(service(backend("a")), down=("a",))
+    assert rig.verdict(Packet().frame()) == Verdict.DROP
+    assert rig.reasons() == {"no-backend": 1}
+    assert waiting(rig) == ()
+
+
+@pytest.mark.parametrize("at", [V4, V6], ids=["v4", "v6"])
+@pytest.mark.parametrize("options", [0, 12])
+def test_a_checksum_that_was_left_to_a_card_is_finished(at: Place, options: int):
+    packet = Packet(at.client, at.vip, options=b"\1" * options)
+    whole, l4 = packet.frame(tags=((0x8100, 5),)), packet.l4
+    part = ~checksum(pseudo_header(at.client, at.vip, 6, len(l4))) & 0xFFFF
+    left = whole.replace(l4, l4[:16] + part.to_bytes(2) + l4[18:])
+    assert finished(left) == whole != left
+    assert finished(whole) == whole
+    broken = whole.replace(l4, l4[:16] + b"\x12\x34" + l4[18:])
+    assert finished(broken) == broken, "what the network has damaged stays damaged"

@@ -111,6 +111,7 @@ def services(clock: Clock) -> tuple[Service, ...]:
     add("web6", 80, Forward.DSR, six, vip=VIP6, allow=("good",), **reset)
     add("dns6", 53, Forward.DSR, six, vip=VIP6, **udp, **reset)
     add("tun4", 443, Forward.IPIP, mixed, **reset)
+    add("late4", 445, Forward.IPIP, four, no_backend=NoBackend.HOLD)
     add("tun6", 443, Forward.IPIP, mixed, vip=VIP6, limits=few, **shy)
     add("tun6u", 444, Forward.IPIP, mixed, vip=VIP6, **udp)
     add("gue4", 500, Forward.GUE, mixed, deny=("bad",), guard=GuardMode.DRY_RUN, limits=few)

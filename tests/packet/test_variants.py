@@ -108,6 +108,9 @@ def services_for(features: Features) -> tuple[Service, ...]:
         )
         for n in range(max(len(keys), len(forwards), len(schedulers)))
     )  # fmt: skip
+    if features.hold:
+        late = ServiceKey(vip, 450, Protocol.TCP)
+        services += (replace(services[0], name="late", key=late, no_backend=NoBackend.HOLD),)
     if features.quic:
         services += (Service("quic", ServiceKey(vip, 443, Protocol.UDP), quic_id_bytes=4),)
     assert needed_features(services, sync=features.sync) == features

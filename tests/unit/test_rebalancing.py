@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from agent.dataplane import survey
 from agent.dataplane.abi import FlowState
-from agent.dataplane.idle import Frame, IdleFlow
+from agent.dataplane.idle import IdleFlow
+from agent.dataplane.rerun import Frame
 from agent.model import Address, BackendRef, Config, Rebalance
 from agent.rebalancing import SEND_TIMES, Rebalancer, flow_words
 from agent.state.identities import assign

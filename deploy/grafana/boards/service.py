@@ -181,6 +181,12 @@ SERVICES = Dashboard(
                     "answers do not reach clients.",
                 ),
                 graph(
+                    "Clients that wait for a backend",
+                    "none",
+                    total("steelyard_service_held_clients", SERVICE),
+                    about="As no backend is usable. Only services with `no_backend: hold`.",
+                ),
+                graph(
                     "Handshakes",
                     "s",
                     *quantiles("steelyard_handshake_seconds", SERVICE, 0.5, 0.99),

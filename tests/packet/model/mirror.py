@@ -139,6 +139,7 @@ class Mirror:
             forward=each.forward.value,
             members=tuple(self._member(each, n) for n in range(len(each.backends))),
             resets=each.no_backend is NoBackend.RESET,
+            holds=each.no_backend is NoBackend.HOLD,
             scheduler=each.scheduler.value if is_known else "any",
             source_bits=each.source_bits or width,
             seed=self.rig.config.hash_seed or 0,

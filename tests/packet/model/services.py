@@ -43,6 +43,7 @@ class Target:
     forward: str
     members: tuple[Member, ...]
     resets: bool  # tells the sender that nobody is there
+    holds: bool  # lets new flows wait for somebody
     scheduler: str  # what cannot be foretold: "any"
     source_bits: int
     seed: int  # of the draws

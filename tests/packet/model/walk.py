@@ -309,7 +309,9 @@ class Model:
         usable = [member for member in target.members if member.is_usable]
         member = next(iter(usable), None) if is_free else self._pick(target, ends)
         if member is None:
-            raise RefusedError("no-backend")
+            is_middle = ends.protocol == TCP_NUMBER and case.read.flags & (SYN | ACK) != SYN
+            waits = target.holds and not is_middle
+            raise RefusedError("held" if waits else "no-backend")
         self._record(case, target, ends, member)
         if case.flow and is_shown:
             case.flow.state, case.flow.seq = "acked", case.read.seq

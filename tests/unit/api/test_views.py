@@ -107,6 +107,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "scheduler": "least-load",
         "scheduler_settings": {"draws": 8, "bytes_per_connection": 250},
         "no_backend": "drop",
+        "held_clients": None,
         "panic": 0.0,
         "slo": [],
         "outlier": {

@@ -73,6 +73,7 @@ def one(
         ((one(protocol=Protocol.UDP, count_waiting=True),), Features()),
         ((one(protocol=Protocol.UDP, quic_id_bytes=4),), Features(quic=True)),
         ((one(no_backend=NoBackend.RESET),), Features(reset=True)),
+        ((one(no_backend=NoBackend.HOLD),), Features(hold=True)),
         ((one(no_backend=NoBackend.ANY),), Features()),
         ((one(backends=(A, replace(A, name="b", zone="east"))),), Features(zones=True)),
         ((one(backends=(A, replace(A, name="b", priority=1))),), Features(zones=True)),

@@ -226,6 +226,15 @@ def test_nobody_usable_is_answered_where_the_service_says_so():
         assert with_what in found.steps[-1]
 
 
+def test_a_client_that_waits_for_a_backend_is_said_to():
+    out = backend(5, usable=False)
+    for flow, how in ((FLOW, "kept"), (five("198.51.100.7", udp=True), "send it again")):
+        slot = ServiceSlot(VIP, 80, flow.protocol.number)
+        found = explained({slot: service(holds=True)}, flow, held=out)
+        assert (found.verdict, found.reason, found.backend) == ("drop", "held", None)
+        assert how in found.steps[-1]
+
+
 def test_failing_open_is_said():
     for why, words in (("fail open", "no backend is up"), ("panic", "too few backends are up")):
         names = replace(NAMES, in_spite={3: why})

@@ -98,7 +98,9 @@ class World:
         return next(self.ids.backend_id(service, b) for b in service.backends if b.name == name)
 
     def observer(self) -> Observer:
-        return Observer(self.dataplane, self.weigher, self.rebalancer, {}, NO_COMPANIONS)
+        return Observer(
+            self.dataplane, self.weigher, self.rebalancer, {}, NO_COMPANIONS, lambda _: None
+        )
 
     def look(self) -> Snapshot:
         observer = self.observer()
