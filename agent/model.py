@@ -417,6 +417,36 @@ class Objective:
 PERCENTILES = (50, 90, 95, 99)  # the percentiles that an objective can have
 
 
+class Signal(enum.Enum):
+    """The kinds of load by which the wanted number of backends is computed."""
+
+    CONNECTIONS = "connections"
+    WAITING_BYTES = "waiting_bytes"
+    REQUESTS = "requests"  # running and queued, as engines report
+    QUEUED = "queued"  # of these, the queued ones
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much load one backend of a service should have; None: no target.
+
+    ``min`` and ``max`` bound the wanted number of backends; ``max`` None: no upper bound.
+    """
+
+    connections: int | None = None
+    waiting_bytes: int | None = None  # tcp
+    requests: int | None = None
+    queued: int | None = None
+    min: int = 1
+    max: int | None = None
+
+    @property
+    def targets(self) -> dict[Signal, int]:
+        """The targets that are set."""
+        found = {signal: getattr(self, signal.value) for signal in Signal}
+        return {signal: target for signal, target in found.items() if target is not None}
+
+
 class AffinityBy(enum.Enum):
     """What decides the home of a new flow."""
 
@@ -579,6 +609,7 @@ class Service:
     panic: float = 0.0  # if the share of backends that are up is less, all get new flows
     outlier: Outlier = Outlier()  # tcp
     slo: tuple[Objective, ...] = ()  # tcp; by percentile
+    scale: Scale = Scale()
     syn_protection: SynProtection = SynProtection.OFF  # tcp
     syn_cookies: bool = False  # with syn_protection; its servers run `lb-agent companion`
     allow: tuple[str, ...] = ()  # lists of the sources that may begin a flow; empty: all may

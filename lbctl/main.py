@@ -57,6 +57,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "scale",
+        "lbctl.commands.scale",
+        "scale",
+        "Show how much load services have, and how many backends they want.",
+        SEE,
+    ),
+    LazyCommand(
         "flows",
         "lbctl.commands.flows",
         "flows",

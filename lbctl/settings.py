@@ -24,6 +24,7 @@ from agent.model import (
     NoBackend,
     NodeKind,
     Protocol,
+    Scale,
     Scheduler,
     SynProtection,
     TelemetryKind,
@@ -33,6 +34,7 @@ from lbctl.options import ADDRESS, PORT, SERVER_ID, VIP, Decorator, WordType
 from lbctl.suggest import did_you_mean
 
 LIMITS = tuple(each.name for each in fields(Limits))
+SCALE_KEYS = tuple(each.name for each in fields(Scale))
 DISCOVER_KEYS = (
     "file", "http", "dns", "kubernetes", "interval", "timeout", "port", "server", "ca_file",
     "token_file", "kubeconfig", "port_name", "min", "max", "most_removed", "drain",
@@ -59,20 +61,22 @@ def _timeouts(
     return result
 
 
-def _limits(
-    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
-) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for text in given:
-        key, equals, most = text.partition("=")
-        if not equals or key not in LIMITS:
-            raise click.BadParameter(
-                f"{text!r} is not LIMIT=VALUE: {did_you_mean(key, LIMITS)}",
-                ctx,
-                param,
-            )
-        result[key] = int(most) if most.isascii() and most.isdecimal() else most
-    return result
+def _numbers(known: tuple[str, ...], form: str) -> Callable[..., dict[str, object]]:
+    """Return a callback that reads texts such as ``new_flows=50/s``, each for one of the keys."""
+
+    def read(
+        ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+    ) -> dict[str, object]:
+        result: dict[str, object] = {}
+        for text in given:
+            key, equals, most = text.partition("=")
+            if not equals or key not in known:
+                hint = did_you_mean(key, known)
+                raise click.BadParameter(f"{text!r} is not {form}: {hint}", ctx, param)
+            result[key] = int(most) if most.isascii() and most.isdecimal() else most
+        return result
+
+    return read
 
 
 def discover_settings(
@@ -210,7 +214,7 @@ _SETTINGS = (
         "limits",
         multiple=True,
         metavar="LIMIT=VALUE",
-        callback=_limits,
+        callback=_numbers(LIMITS, "LIMIT=VALUE"),
         help="A key of `limits`, as in new_flows_per_source=50/s; none: no limit. May be repeated.",
     ),
     click.option(
@@ -414,6 +418,14 @@ _SETTINGS = (
             help=f"tcp: {percentile} % of first bytes should take less, as in 2s; 0: no objective.",
         )
         for percentile in PERCENTILES
+    ),
+    click.option(
+        "--scale",
+        "scale",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_numbers(SCALE_KEYS, "KEY=VALUE"),
+        help="A key of `scale`, as in connections=64 or max=20; none: no target. May be repeated.",
     ),
     click.option(
         "--panic",

@@ -1,4 +1,4 @@
-"""Owns the agent's HTTP server: the API on a Unix socket, and metrics on a TCP port.
+"""Owns the agent's HTTP server: the API on a Unix socket; metrics and scaling on a TCP port.
 
 Handlers only translate: ``requests`` decides what a request asks for, the ``Control`` does it, and
 ``views`` decides how the answer is shown.
@@ -22,6 +22,7 @@ from agent.api import (
     listen,
     peer,
     requests,
+    scaleviews,
     trace,
     views,
 )
@@ -166,6 +167,8 @@ class ApiServer:
                 web.get("/v1/services", self._services),
                 web.get("/v1/services/{name}", self._service),
                 web.get("/v1/services/{name}/origins", self._origins),
+                web.get("/v1/scale", self._scales),
+                web.get("/v1/scale/{name}", self._scale),
                 web.get("/v1/config", self._config),
                 web.get("/v1/flows", self._flows),
                 web.get("/v1/explain", self._explain),
@@ -195,7 +198,14 @@ class ApiServer:
 
     def _metrics_only(self) -> web.Application:
         app = web.Application(client_max_size=1024, middlewares=[errors_as_json])
-        app.add_routes([web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)])
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._healthz),
+                web.get("/v1/scale", self._scales),
+                web.get("/v1/scale/{name}", self._scale),
+            ]
+        )
         return app
 
     @web.middleware
@@ -244,14 +254,30 @@ class ApiServer:
 
     async def _service(self, request: web.Request) -> web.Response:
         parameters(request)
-        name = request.match_info["name"]
+        snapshot = await self._only(request.match_info["name"])
+        recent = await asyncio.to_thread(self._control.recent)
+        return as_json(views.service(snapshot.services[0], snapshot.at, recent))
+
+    async def _only(self, name: str) -> Snapshot:
+        """Return a snapshot of one service. Raises NotFoundError."""
         snapshot = await self._control.snapshot((name,))
-        for service in snapshot.services:
-            recent = await asyncio.to_thread(self._control.recent)
-            return as_json(views.service(service, snapshot.at, recent))
-        raise NotFoundError(
-            f"there is no service {name!r}", where="services", remedy="lbctl service list"
-        )
+        if not snapshot.services:
+            raise NotFoundError(
+                f"there is no service {name!r}", where="services", remedy="lbctl service list"
+            )
+        return snapshot
+
+    async def _scales(self, request: web.Request) -> web.Response:
+        parameters(request)
+        async with self._rendering:  # as for metrics: clients on the network can ask
+            snapshot = await self._control.snapshot()
+        return as_json({"services": [scaleviews.scale(each) for each in snapshot.services]})
+
+    async def _scale(self, request: web.Request) -> web.Response:
+        parameters(request)
+        async with self._rendering:
+            snapshot = await self._only(request.match_info["name"])
+        return as_json(scaleviews.scale(snapshot.services[0]))
 
     async def _origins(self, request: web.Request) -> web.Response:
         parameters(request)

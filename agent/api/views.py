@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from agent.api import failoverviews, loadviews
+from agent.api import failoverviews, loadviews, scaleviews
 from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
 from agent.config.origins import Setting
@@ -156,6 +156,7 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "panic": configured.panic,
         "outlier": loadviews.outlier(configured),
         "slo": [loadviews.objective(each) for each in view.slo],
+        "scale": scaleviews.scale(view),
         "syn_protection": configured.syn_protection.value,
         "challenges_clients": view.challenges,
         "syn_cookies": configured.syn_cookies,

@@ -96,6 +96,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         panic=section.panic,
         outlier=section.outlier.model(),
         slo=section.slo.model(),
+        scale=section.scale.model(),
         syn_protection=section.syn_protection if is_tcp else SynProtection.OFF,
         syn_cookies=section.syn_cookies and is_tcp,
         allow=section.allow,

@@ -317,6 +317,7 @@ NewFlows = Annotated[
     Rate | None, BeforeValidator(_rate), Kind("rate, such as `50/s`, `600/m`, `10000/h`; `none`")
 ]
 MostFlows = Annotated[int | None, BeforeValidator(_most), Kind("whole number from 1; `none`")]
+FewestBackends = Annotated[int, BeforeValidator(whole(0, 10_000)), Kind("whole number, 0 to 10000")]
 MostBytes = Annotated[
     int | None, BeforeValidator(_most_bytes), Kind("bytes, such as `512KiB`, `8MiB`; `none`")
 ]

@@ -49,6 +49,7 @@ from agent.config.telemetry_schema import (
     AffinitySection,
     NodeSection,
     RebalanceSection,
+    ScaleSection,
     TelemetrySection,
 )
 from agent.errors import ConfigError
@@ -61,6 +62,7 @@ _MERGED: dict[str, type[Section]] = {
     "health": HealthSection,
     "outlier": OutlierSection,
     "slo": SloSection,
+    "scale": ScaleSection,
     "telemetry": TelemetrySection,
     "node": NodeSection,
     "affinity": AffinitySection,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.config.durations import format_duration
-from agent.model import Affinity, NodeKind, Objective, Service, TelemetryKind
+from agent.model import Affinity, NodeKind, Objective, Scale, Service, Signal, TelemetryKind
 
 
 def load_changed(old: Service, new: Service) -> Iterator[str]:
@@ -42,6 +42,8 @@ def load_changed(old: Service, new: Service) -> Iterator[str]:
         )
     if old.slo != new.slo:
         yield _slo(new.slo)
+    if old.scale != new.scale:
+        yield _scale(new.scale)
     if old.affinity != new.affinity:
         yield _affinity(new.affinity)
     if old.discover != new.discover:
@@ -64,6 +66,22 @@ def _slo(new: tuple[Objective, ...]) -> str:
         f"{each.percentile} % of them come within {format_duration(each.within_s)}" for each in new
     )
     return f"first bytes are watched: {promised}" if new else "no time is promised for first bytes"
+
+
+_LOADS = {
+    Signal.CONNECTIONS: "{} connections",
+    Signal.WAITING_BYTES: "{} waiting bytes",
+    Signal.REQUESTS: "{} requests",
+    Signal.QUEUED: "{} queued requests",
+}
+
+
+def _scale(new: Scale) -> str:
+    if not new.targets:
+        return "no number of backends is wanted"
+    each = " or ".join(_LOADS[signal].format(most) for signal, most in new.targets.items())
+    bounds = f"at least {new.min}" + (f" and at most {new.max}" if new.max is not None else "")
+    return f"a backend is wanted for every {each}, {bounds}"
 
 
 def _affinity(new: Affinity) -> str:

@@ -15,6 +15,7 @@ from agent.model import (
     AffinityBy,
     Protocol,
     Scheduler,
+    Signal,
     TelemetryKind,
 )
 from agent.telemetry.expression import parse
@@ -30,6 +31,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _affinity(service, service.section)
             yield from _slo(service, service.section)
             yield from _waiting_limit(service, service.section)
+            yield from _scale(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
             yield from _lists(service, globals_)
@@ -136,6 +138,29 @@ def _slo(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             "needs count_waiting: without it, nothing shows when answers begin",
             "set count_waiting to true, or remove it",
         )
+
+
+def _scale(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    asked, kind = section.scale.model(), section.telemetry.type
+    path = (*service.path, "scale")
+    if asked.waiting_bytes is not None and section.protocol is not Protocol.TCP:
+        where = (*path, Signal.WAITING_BYTES.value)
+        yield Problem(where, "means nothing for a udp service", "set it to none, or remove it")
+    elif asked.waiting_bytes is not None and not section.count_waiting:
+        yield Problem(
+            (*path, Signal.WAITING_BYTES.value),
+            "needs count_waiting: without it, the waiting bytes are unknown",
+            "set count_waiting to true, or this to none",
+        )
+    if kind in (TelemetryKind.NONE, TelemetryKind.AGENT_CHECK):
+        for signal in (Signal.REQUESTS, Signal.QUEUED):
+            if signal not in asked.targets:
+                continue
+            yield Problem(
+                (*path, signal.value),
+                "needs telemetry: only engines know how many requests they have",
+                "set telemetry.type to the engine, or this to none",
+            )
 
 
 def _zones(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:

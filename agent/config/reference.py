@@ -49,6 +49,7 @@ from agent.config.telemetry_schema import (
     ModelSection,
     NodeSection,
     RebalanceSection,
+    ScaleSection,
     TelemetrySection,
 )
 
@@ -125,7 +126,9 @@ _RULES = """\
   `authentication: hmac` need a `key_file`.
 - Connections can be reset (`rebalance.rate`) only if the service is tcp, counts waiting bytes
   (`count_waiting`), and does not send clients back to where they were: its scheduler is not
-  `source`, and it has no `affinity`. `affinity` and `slo` need `count_waiting`.
+  `source`, and it has no `affinity`. `affinity`, `slo` and `scale.waiting_bytes` need
+  `count_waiting`.
+- `scale.requests` and `scale.queued` need a `telemetry` whose engines report requests.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
@@ -158,6 +161,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`services[].health`", HealthSection),
     ("`services[].outlier`", OutlierSection),
     ("`services[].slo`", SloSection),
+    ("`services[].scale`", ScaleSection),
     ("`services[].timeouts`", TimeoutsSection),
     ("`services[].limits`", LimitsSection),
     ("`services[].telemetry`", TelemetrySection),

@@ -35,6 +35,7 @@ from agent.model import (
     HealthCheck,
     Limits,
     Rate,
+    Scale,
     Service,
 )
 
@@ -136,6 +137,7 @@ def service_fields(service: Service) -> Fields:
         "health": health_fields(service.health),
         "outlier": outlier_fields(service.outlier),
         "slo": slo_fields(service.slo),
+        "scale": scale_fields(service.scale),
         "telemetry": telemetry_fields(service.telemetry),
         "node": node_fields(service.node),
         "model": model_fields(service.model),
@@ -196,6 +198,14 @@ def _bytes(size: int) -> object:
         if not size % (1 << shift):
             return f"{size >> shift}{unit}"
     return size
+
+
+def scale_fields(scale: Scale) -> Fields:
+    """Return the keys of ``scale``."""
+    found: Fields = {each.name: getattr(scale, each.name) for each in dataclass_fields(scale)}
+    if scale.waiting_bytes is not None:
+        found["waiting_bytes"] = _bytes(scale.waiting_bytes)
+    return found
 
 
 def health_fields(check: HealthCheck) -> Fields:

@@ -196,7 +196,8 @@ class GlobalSection(Section):
     )
     metrics: net.Listen = Field(
         ("127.0.0.1", 9117),
-        description="Where Prometheus metrics are served over HTTP, without authentication.",
+        description="Where Prometheus metrics, and what scalers ask for, are served over HTTP, "
+        "without authentication.",
     )
     metrics_backends: Annotated[BackendMetrics, *kinds.choice(BackendMetrics)] = Field(
         BackendMetrics.ALL,

@@ -21,6 +21,7 @@ from agent.config.telemetry_schema import (
     ModelSection,
     NodeSection,
     RebalanceSection,
+    ScaleSection,
     TelemetrySection,
 )
 from agent.model import (
@@ -294,7 +295,7 @@ class SloSection(Section):
 class DefaultsSection(Section):
     """Settings for every service that does not set its own.
 
-    `timeouts`, `health`, `outlier`, `slo`, `limits`, `telemetry`, `node`, `affinity` and
+    `timeouts`, `health`, `outlier`, `slo`, `scale`, `limits`, `telemetry`, `node`, `affinity` and
     `rebalance` are merged key by key. A service whose health type, telemetry type, scheduler or
     protocol differs from that of the defaults does not inherit keys that do not apply to its own.
     """
@@ -436,6 +437,10 @@ class DefaultsSection(Section):
     slo: SloSection = Field(
         default_factory=lambda: SloSection.model_validate({}),
         description="How soon answers should begin.",
+    )
+    scale: ScaleSection = Field(
+        default_factory=lambda: ScaleSection.model_validate({}),
+        description="How much load one backend should have, for a scaler.",
     )
     affinity: AffinitySection = Field(
         default_factory=lambda: AffinitySection.model_validate({}),

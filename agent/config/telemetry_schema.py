@@ -1,4 +1,4 @@
-"""Defines the shape of a service's settings of load: telemetry, models, affinity, rebalancing."""
+"""Defines the shape of a service's settings of load, such as telemetry, affinity and scaling."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from agent.model import (
     NodeKind,
     NodeTelemetry,
     Rebalance,
+    Scale,
     Telemetry,
     TelemetryKind,
 )
@@ -25,6 +26,7 @@ from agent.model import (
 _TELEMETRY, _NODE, _MODEL = Telemetry(), NodeTelemetry(), ModelLoaded("any")
 _AFFINITY = Affinity()
 _REBALANCE = Rebalance()
+_SCALE = Scale()
 EXPRESSIONS = ("running", "waiting", "kv_usage")
 
 
@@ -213,3 +215,46 @@ class RebalanceSection(Section):
     def model(self) -> Rebalance:
         """Return the model's value."""
         return Rebalance(self.rate, self.idle, self.skew)
+
+
+class ScaleSection(Section):
+    """How much load one backend should have, for a scaler that starts and stops servers.
+
+    From it the agent computes how many backends are wanted ([scaling](scaling.md)); it starts and
+    stops none itself. The number is the load divided by the target, rounded up; with several
+    targets, the largest one. Without targets, no number is computed.
+    """
+
+    connections: kinds.MostFlows = Field(
+        _SCALE.connections, description="Connections (udp: flows) for each backend."
+    )
+    waiting_bytes: kinds.MostBytes = Field(
+        _SCALE.waiting_bytes,
+        description="For tcp: request bytes that wait for their answer, for each backend.",
+    )
+    requests: kinds.MostFlows = Field(
+        _SCALE.requests,
+        description="With `telemetry`: requests for each backend that run or wait in its engine.",
+    )
+    queued: kinds.MostFlows = Field(
+        _SCALE.queued,
+        description="With `telemetry`: requests for each backend that wait in its engine.",
+    )
+    min: kinds.FewestBackends = Field(
+        _SCALE.min, description="The wanted number of backends is never lower."
+    )
+    max: kinds.MostFlows = Field(
+        _SCALE.max, description="The wanted number of backends is never higher."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_order(self) -> Self:
+        if self.max is not None and self.min > self.max:
+            kinds.refuse(f"min is {self.min} and max is {self.max}", "make max at least min")
+        return self
+
+    def model(self) -> Scale:
+        """Return the model's value."""
+        return Scale(
+            self.connections, self.waiting_bytes, self.requests, self.queued, self.min, self.max
+        )

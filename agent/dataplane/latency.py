@@ -156,6 +156,15 @@ def together(rows: Numbers) -> RecentTimes:
     return RecentTimes(int(counts.sum()), quantile_ms(counts, 0.5), quantile_ms(counts, 0.99))
 
 
+def p95_s(table: Table, window: LatencyWindow, ids: Numbers) -> float | None:
+    """Return the time in seconds within which 95 % of the last minute's answers of these backends
+    began; None: there were none.
+    """
+    counts: Counts = recent_first_bytes(table, window, ids).sum(axis=0).astype(np.uint64)
+    found_ms = quantile_ms(counts, 0.95)
+    return None if found_ms is None else found_ms / 1000
+
+
 def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
     """Return the bucket in which the slowest hundredth of each backend's answers of the last minute
     begins; -1 if there were none.

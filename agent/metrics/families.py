@@ -24,6 +24,7 @@ from agent.metrics.family import (
 from agent.metrics.guard import GUARD_FAMILIES
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
+from agent.metrics.scaling import SCALE_FAMILIES
 from agent.model import BackendMetrics, BackendState, ServiceState
 from agent.state.nat_blocks import described
 from agent.state.snapshot import BackendCounts, NatPorts, Snapshot
@@ -524,6 +525,7 @@ FAMILIES: tuple[Family, ...] = (
     *_BACKEND_FAMILIES,
     *LOAD_FAMILIES,
     *REPORT_FAMILIES,
+    *SCALE_FAMILIES,
     *FAILOVER_FAMILIES,
     *GUARD_FAMILIES,
 )

@@ -443,8 +443,18 @@ class Observer:
             home=self._weigher.home(service),
             slo=self.objectives.of(service),
             held=self._held(service),
+            first_byte_p95_s=self._first_byte_p95_s(service, backends),
         )
         return service_snapshot(service, of_service, backends)
+
+    def _first_byte_p95_s(
+        self, service: Service, backends: Sequence[BackendSnapshot]
+    ) -> float | None:
+        """Return the time within which 95 % of the last minute's answers began."""
+        if not counts_waiting(service):
+            return None
+        ids = np.array([each.id for each in backends], np.int64)
+        return latency.p95_s(self._dataplane.tables.backend_latency, self._latencies, ids)
 
     def _load(self, service: Service, ref: BackendRef, ident: int) -> Load:
         """Return the load of a backend, and how long it takes to answer."""

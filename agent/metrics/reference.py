@@ -15,6 +15,7 @@ from agent.metrics.families import BASIC, FAMILIES
 from agent.metrics.family import Family
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
+from agent.metrics.scaling import SCALE_FAMILIES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 
@@ -45,11 +46,13 @@ _SECTIONS = (
     ("Backends", ("steelyard_backend_",)),
     ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),
     ("Reports and learned speed", tuple(family.name for family in REPORT_FAMILIES)),
+    ("Scaling", tuple(family.name for family in SCALE_FAMILIES)),
     ("Failover and flow sync", tuple(family.name for family in FAILOVER_FAMILIES)),
 )
 
 _GROUPED = frozenset(
-    family.name for family in (*LOAD_FAMILIES, *REPORT_FAMILIES, *FAILOVER_FAMILIES)
+    family.name
+    for family in (*LOAD_FAMILIES, *REPORT_FAMILIES, *SCALE_FAMILIES, *FAILOVER_FAMILIES)
 )
 
 _INTRODUCTION = """\
@@ -58,7 +61,8 @@ _INTRODUCTION = """\
 
 The agent serves Prometheus text at `/metrics`, on the address that `metrics` names in the
 configuration (`127.0.0.1:9117` unless set) and on its Unix socket. Beside it, `/healthz` answers
-200 when the program is attached and 503 when it is not.
+200 when the program is attached and 503 when it is not, and `/v1/scale` and `/v1/scale/SERVICE`
+have what a scaler needs to know, as JSON ([scaling](scaling.md)).
 
 Counters live in the kernel's tables: they continue while the agent is stopped, and a restart of the
 agent does not reset them. The series of a service or backend end when it is removed.

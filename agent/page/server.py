@@ -20,11 +20,11 @@ from pathlib import Path
 from aiohttp import web
 
 from agent import guarded
-from agent.api import listen, requests, trace, views
+from agent.api import listen, requests, scaleviews, trace, views
 from agent.api.answers import Handler, as_json, errors_as_json, packed, parameters, refusal
 from agent.api.control import Control, Following
 from agent.api.eventlines import Stamps, line
-from agent.errors import ConfigError, ListenError
+from agent.errors import ConfigError, ListenError, NotFoundError
 from agent.files import read_private
 from agent.logs import get_logger
 from agent.model import StatusPage
@@ -152,6 +152,7 @@ class PageServer:
                 web.get("/v1/page", self._overview),
                 web.get("/v1/backends", self._backends),
                 web.get("/v1/explain", self._explain),
+                web.get("/v1/scale/{name}", self._scale),
                 web.get("/v1/trace", self._trace),
             ]
         )
@@ -215,6 +216,18 @@ class PageServer:
         recent = await asyncio.to_thread(self._control.recent)
         body = await asyncio.to_thread(lambda: json.dumps(views.page(of, found, recent)).encode())
         return await packed(request, body, _JSON)
+
+    async def _scale(self, request: web.Request) -> web.Response:
+        """Answer a scaler that has the token; the metrics port has neither token nor TLS."""
+        parameters(request)
+        name = request.match_info["name"]
+        async with self._asking:
+            snapshot = await self._control.snapshot((name,))
+        if not snapshot.services:
+            raise NotFoundError(
+                f"there is no service {name!r}", where="services", remedy="lbctl service list"
+            )
+        return as_json(scaleviews.scale(snapshot.services[0]))
 
     async def _explain(self, request: web.Request) -> web.Response:
         asked = requests.five_tuple(parameters(request, requests.EXPLAIN_PARAMETERS))

@@ -11,11 +11,22 @@ from agent.model import (
     NextHop,
     Service,
     ServiceState,
+    Signal,
 )
+from agent.state import scaling
 from agent.state.eligibility import Eligibility, service_state
+from agent.state.loads import counts_waiting
 from agent.state.skew import Skew
 from agent.state.slo import Watch
-from agent.state.snapshot import BackendCounts, BackendSnapshot, Home, Load, Rates, ServiceSnapshot
+from agent.state.snapshot import (
+    BackendCounts,
+    BackendSnapshot,
+    Home,
+    Load,
+    Rates,
+    Reported,
+    ServiceSnapshot,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class ServiceParts:
     home: Home | None = None
     slo: tuple[Watch, ...] = ()
     held: int | None = None
+    first_byte_p95_s: float | None = None  # of all backends together, over the last minute
 
 
 def backend_snapshot(backend: Backend, parts: BackendParts) -> BackendSnapshot:
@@ -130,4 +142,47 @@ def service_snapshot(
         home=parts.home,
         slo=parts.slo,
         held=parts.held,
+        scaling=scaling.decide(service.scale, _seen(service, parts, backends)),
     )
+
+
+def _seen(
+    service: Service, parts: ServiceParts, backends: tuple[BackendSnapshot, ...]
+) -> scaling.Seen:
+    """Return the part of a service's snapshot by which it is scaled.
+
+    A backend that gets new flows although it is down (fail open, panic) is not usable, because
+    nothing shows that it serves.
+    """
+    usable = [each.state is BackendState.UP and each.weight_effective > 0 for each in backends]
+    reports = [_fresh(each.load.reported) for each in backends]
+    running, queued = (
+        (
+            scaling.reported(list(zip(usable, values, strict=True)))
+            for values in zip(*reports, strict=True)
+        )
+        if reports
+        else (None, None)
+    )
+    waiting = sum(each.load.waiting_bytes or 0 for each in backends)
+    return scaling.Seen(
+        usable=sum(usable),
+        draining=sum(each.state is BackendState.DRAIN for each in backends),
+        load={
+            # Not the embryonic ones: a flood of SYNs must not start servers.
+            Signal.CONNECTIONS: sum(each.flows for each in backends),
+            Signal.WAITING_BYTES: waiting if counts_waiting(service) else None,
+            Signal.REQUESTS: running,
+            Signal.QUEUED: queued,
+        },
+        first_byte_p95_s=parts.first_byte_p95_s,
+        misses_objective=any(each.is_missed for each in parts.slo) if parts.slo else None,
+    )
+
+
+def _fresh(report: Reported | None) -> tuple[float | None, float | None]:
+    """Return the requests at a backend, and those of them that are queued; None: not known."""
+    if report is None or not report.fresh:
+        return None, None
+    running, waiting = report.running, report.waiting
+    return None if running is None or waiting is None else running + waiting, waiting

@@ -18,6 +18,7 @@ from agent.model import (
 )
 from agent.state.guardview import Guarded
 from agent.state.moves import Lacking
+from agent.state.scaling import Scaling
 from agent.state.skew import Skew
 from agent.state.slo import Watch
 from agent.state.sources import SourceState
@@ -198,6 +199,7 @@ class ServiceSnapshot:
     home: Home | None = None  # None: its clients have no homes
     slo: tuple[Watch, ...] = ()
     held: int | None = None  # clients that wait for a backend; None: it lets none wait
+    scaling: Scaling = field(default_factory=Scaling)
 
 
 @dataclass(frozen=True, slots=True)

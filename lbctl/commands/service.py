@@ -241,10 +241,7 @@ def _optional_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "model", f"only backends that have loaded {data['model']}"
     if data["quic_id_bytes"]:
         yield "QUIC", f"server ids of {plural(data['quic_id_bytes'], 'byte')}"
-    if data["first_byte_is"]:
-        yield "first byte", _FIRST_BYTE[data["first_byte_is"]]
-    if data["slo"]:
-        yield "objectives", loadviews.objectives(data["slo"])
+    yield from _goals(data)
     if data["syn_protection"] != "off":
         yield "SYN protection", _syn_protection(data)
     limits = [f"{name} {most}" for name, most in data["limits"].items() if most is not None]
@@ -255,6 +252,18 @@ def _optional_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     if data["flows_not_recorded_total"]:
         text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
         yield "not recorded", text
+
+
+def _goals(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield the lines for what is promised and wanted."""
+    from lbctl import loadviews, scaleviews
+
+    if data["first_byte_is"]:
+        yield "first byte", _FIRST_BYTE[data["first_byte_is"]]
+    if data["slo"]:
+        yield "objectives", loadviews.objectives(data["slo"])
+    if any(target is not None for target in data["scale"]["target_per_backend"].values()):
+        yield "scale", scaleviews.sentence(data["scale"])
 
 
 HOTTEST = 3  # flows shown

@@ -98,6 +98,28 @@ def backend_view(name: str, address: str, **changed: object) -> dict[str, Any]:
     return view | changed
 
 
+def scale_view(service: str, **changed: object) -> dict[str, Any]:
+    """What a scaler is told of a service without targets, with one usable backend of three."""
+    unknown = dict.fromkeys(("connections", "waiting_bytes", "requests", "queued"))
+    load = unknown | {"connections": 642, "waiting_bytes": 91_200}
+    view: dict[str, Any] = {
+        "service": service,
+        "wanted_backends": None,
+        "wanted_because": None,
+        "wanted_by": unknown,
+        "min_backends": 1,
+        "max_backends": None,
+        "usable_backends": 1,
+        "draining_backends": 1,
+        "load": load,
+        "load_per_backend": load,
+        "target_per_backend": unknown,
+        "first_byte_p95_s": None,
+        "misses_objective": None,
+    }
+    return view | changed
+
+
 def service_view() -> dict[str, Any]:
     """A ServiceView with a backend that is well, one that drains, and one that is down."""
     return {
@@ -113,6 +135,7 @@ def service_view() -> dict[str, Any]:
         "panic": 0.0,
         "outlier": None,
         "slo": [],
+        "scale": scale_view("chat"),
         "syn_protection": "off",
         "challenges_clients": False,
         "syn_cookies": False,
@@ -370,16 +393,16 @@ class FakeAgent:
             case ["services", name]:
                 found = [view for view in self.services if view["name"] == unquote(name)]
                 return (200, found[0]) if found else (404, refusal(f"there is no service {name!r}"))
+            case ["scale", *names]:
+                return self.scaling(names)
             case ["list" | "events" | "history" | "discovery" | "reverts", *_] | [
                 "services",
                 _,
                 "origins",
             ]:
                 return 200, self.remembered(path, query)
-            case ["failover"]:
-                return 200, self.failover
-            case ["guard"]:
-                return 200, self.guard
+            case ["failover" | "guard" as name]:
+                return 200, getattr(self, name)
             case ["guard", "test"]:
                 return 200, self.tested
             case ["guard", "top"]:
@@ -392,6 +415,14 @@ class FakeAgent:
             case ["explain"]:
                 return 200, self.explanation
         return 404, refusal("there is no such path")
+
+    def scaling(self, names: list[str]) -> tuple[int, dict[str, Any]]:
+        """Of all services, or of the named one."""
+        views = {view["name"]: view["scale"] for view in self.services}
+        if not names:
+            return 200, {"services": list(views.values())}
+        found = views.get(unquote(names[0]))
+        return (404, refusal("there is no such service")) if found is None else (200, found)
 
     def listed(self, of: str, query: dict[str, str]) -> dict[str, Any]:
         """A page, in the order in which they are here."""

@@ -207,6 +207,8 @@ def test_a_gpu_says_its_worst_first(run, llm, change, words):
          {"outlier": {"eject": "1m", "threshold": "25%"}, "panic": 0.0}),
         ("--slo-first-byte-p95 2s --slo-first-byte-p99 0",
          {"slo": {"first_byte_p95": "2s", "first_byte_p99": 0.0}}),
+        ("--scale connections=64 --scale waiting_bytes=200kB --scale max=none",
+         {"scale": {"connections": 64, "waiting_bytes": "200kB", "max": "none"}}),
         ("--outlier-window 10 --outlier-requests 5 --outlier-max-ejected 0.5",
          {"outlier": {"window": 10.0, "requests": 5, "max_ejected": 0.5}}),
     ],

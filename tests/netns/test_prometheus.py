@@ -182,6 +182,7 @@ def _configure(here: Site) -> None:
     document["lists"] = {"known": ["198.51.100.0/24"]}
     for service in document["services"]:
         service["deny"] = ["known"]
+        service["scale"] = {"connections": 8}
         service["limits"] = {"new_flows_per_source": "20/s"}
         if service["name"] == "chat":
             service["affinity"] = {"by": "source"}

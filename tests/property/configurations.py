@@ -35,6 +35,7 @@ from agent.model import (
     Override,
     Protocol,
     Rebalance,
+    Scale,
     Scheduler,
     Service,
     ServiceKey,
@@ -269,6 +270,20 @@ def objectives(draw: st.DrawFn) -> tuple[Objective, ...]:
     return tuple(Objective(percentile, draw(within)) for percentile in sorted(chosen))
 
 
+@st.composite
+def scales(draw: st.DrawFn, waiting: bool, reports: bool) -> Scale:
+    target = st.none() | st.integers(1, 2**31 - 1)
+    fewest = draw(st.integers(0, 10_000))
+    return Scale(
+        connections=draw(target),
+        waiting_bytes=draw(st.none() | st.integers(1, 2**40)) if waiting else None,
+        requests=draw(target) if reports else None,
+        queued=draw(target) if reports else None,
+        min=fewest,
+        max=draw(st.none() | st.integers(max(fewest, 1), 2**31 - 1)),
+    )
+
+
 def affinities(key: ServiceKey) -> st.SearchStrategy[Affinity]:
     bits = st.none() | st.integers(1, key.vip.max_prefixlen)
     return st.builds(
@@ -366,6 +381,9 @@ def services(draw: st.DrawFn, index: int, name: str, key: ServiceKey) -> Service
         discover=draw(discoveries()) if draw(st.booleans()) else Discover(),
         overrides=draw(overrides()),
     )
+    silent = (TelemetryKind.NONE, TelemetryKind.AGENT_CHECK)
+    reports = service.telemetry.kind not in silent
+    service = dataclasses.replace(service, scale=draw(scales(waiting, reports)))
     if by_load and waiting and draw(st.booleans()):
         return dataclasses.replace(service, affinity=draw(affinities(key)))
     if waiting and scheduler is not Scheduler.SOURCE:

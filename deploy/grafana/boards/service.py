@@ -254,6 +254,33 @@ SERVICES = Dashboard(
             ),
         ),
         Row(
+            "Scaling",
+            (
+                graph(
+                    "Wanted and usable backends",
+                    "short",
+                    most("steelyard_service_scale_wanted_backends", SERVICE, "wanted"),
+                    most("steelyard_service_scale_usable_backends", SERVICE, "usable"),
+                    most("steelyard_service_scale_draining_backends", SERVICE, "draining"),
+                    about="Wanted: by the load that the balancer which sees most sees (`scale`). "
+                    "The rules in steelyard-scale.rules.yml add up what all balancers see.",
+                ),
+                graph(
+                    "Connections",
+                    "short",
+                    most("steelyard_service_scale_connections", SERVICE),
+                    about="Acked or established, at all backends.",
+                ),
+                graph(
+                    "Requests at the engines",
+                    "short",
+                    most("steelyard_service_scale_engine_requests", SERVICE, "running or waiting"),
+                    most("steelyard_service_scale_engine_queued_requests", SERVICE, "waiting"),
+                    about="Silent engines count as the mean of the others.",
+                ),
+            ),
+        ),
+        Row(
             "Drops and resets",
             (
                 graph(

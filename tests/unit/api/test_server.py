@@ -50,6 +50,16 @@ def test_services_and_one_service(api):
     assert chat == body["services"][0]
 
 
+def test_what_a_scaler_is_told_of_all_services_and_of_one(api):
+    status, body = api.get("/v1/scale")
+    assert status == 200
+    assert [service["service"] for service in body["services"]] == ["chat", "dns"]
+    status, chat = api.get("/v1/scale/chat")
+    assert status == 200
+    assert chat == body["services"][0]
+    assert api.get("/v1/scale/none")[0] == 404
+
+
 def test_a_page_of_backends_has_them_as_their_service_has(api, control):
     _, chat = api.get("/v1/services/chat")
     status, page = api.get("/v1/list/backends?sort=waiting&limit=5&offset=10&state=down,drain")
@@ -620,7 +630,7 @@ def test_unknown_group_is_refused(api):
     assert not api.path.exists()
 
 
-def test_metrics_port_serves_metrics_and_health_only(api):
+def test_metrics_port_serves_metrics_health_and_scaling_only(api):
     api.metrics_listen = ("127.0.0.1", 0)
 
     async def story():
@@ -630,7 +640,10 @@ def test_metrics_port_serves_metrics_and_health_only(api):
         answers = {}
         try:
             async with aiohttp.ClientSession() as session:
-                for target in ("/metrics", "/healthz", "/v1/status", "/v1/config"):
+                for target in (
+                    *("/metrics", "/healthz", "/v1/scale", "/v1/scale/chat", "/v1/scale/none"),
+                    *("/v1/status", "/v1/config", "/v1/services/chat"),
+                ):
                     async with session.get(f"http://{host}:{port}{target}") as answer:
                         answers[target] = answer.status
                 async with session.post(f"http://{host}:{port}/v1/reload") as answer:
@@ -642,8 +655,12 @@ def test_metrics_port_serves_metrics_and_health_only(api):
     assert asyncio.run(story()) == {
         "/metrics": 200,
         "/healthz": 200,
+        "/v1/scale": 200,
+        "/v1/scale/chat": 200,
+        "/v1/scale/none": 404,
         "/v1/status": 404,
         "/v1/config": 404,
+        "/v1/services/chat": 404,
         "reload": 404,
     }
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.api import views
+from agent.api import scaleviews, views
 from agent.errors import ConfigError, DataplaneError
 from agent.model import CheckKind, Scheduler
 from agent.state.causes import Troubles
@@ -110,6 +110,7 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "held_clients": None,
         "panic": 0.0,
         "slo": [],
+        "scale": scaleviews.scale(snapshot.services[0]),
         "outlier": {
             "eject_s": 30.0,
             "threshold": 0.5,

@@ -18,6 +18,7 @@ from agent.model import (
     Objective,
     Outlier,
     Rebalance,
+    Scale,
     Service,
     Telemetry,
     TelemetryKind,
@@ -56,6 +57,10 @@ def kind(name: str) -> Telemetry:
         ({"outlier": Outlier(0.0)}, "no backend is ejected because its clients fail"),
         ({"slo": (Objective(50, 0.5), Objective(95, 2.0))},
          "first bytes are watched: 50 % of them come within 500ms and 95 % of them come within 2s"),
+        ({"scale": Scale(connections=64, queued=2)},
+         "a backend is wanted for every 64 connections or 2 queued requests, at least 1"),
+        ({"scale": Scale(waiting_bytes=200_000, min=0, max=9)},
+         "a backend is wanted for every 200000 waiting bytes, at least 0 and at most 9"),
     ],
 )  # fmt: skip
 def test_one_sentence_each(changes: dict, words: str):
@@ -75,6 +80,7 @@ def test_one_sentence_each(changes: dict, words: str):
         ({"affinity": Affinity(AffinityBy.SOURCE)},
          "new flows go where the load is least, wherever the client's earlier flows went"),
         ({"slo": (Objective(50, 0.5),)}, "no time is promised for first bytes"),
+        ({"scale": Scale(requests=4)}, "no number of backends is wanted"),
         ({"outlier": Outlier(0.0)},
          "a backend at which 50% of the requests or connections fail gets no new flows for 30s"),
     ],

@@ -22,6 +22,7 @@ from agent.model import (
     Objective,
     Outlier,
     Rebalance,
+    Scale,
     Telemetry,
     TelemetryKind,
     Zone,
@@ -379,3 +380,56 @@ def test_objectives_become_the_model_and_are_written(given, slo: tuple[Objective
 def test_objectives_that_cannot_be(values: dict[str, object], place: str, words: str):
     found = [each for each in problems(service(**values)) if each.startswith("services[0].slo")]
     assert [each for each in found if place in each and words in each], found
+
+
+# -- scaling
+
+
+@pytest.mark.parametrize(
+    ("given", "scale"),
+    [({}, Scale()), ({"connections": 64, "max": 20}, Scale(connections=64, max=20)),
+     ({"waiting_bytes": "200kB", "min": 0}, Scale(waiting_bytes=200_000, min=0)),
+     ({"requests": 32, "queued": 2, "waiting_bytes": "1MiB"}, Scale(None, 1 << 20, 32, 2)),
+     ({"connections": "none", "max": "none"}, Scale())],
+)  # fmt: skip
+def test_targets_become_the_model_and_are_written(given, scale: Scale):
+    config = load(service(scale=given, telemetry=VLLM))
+    assert config.services[0].scale == scale
+    assert parse(write_yaml(document(config)), "f") == config
+
+
+def test_targets_are_inherited_one_by_one():
+    (chat,) = load(
+        service(scale={"connections": 8, "max": "none"}),
+        defaults={"scale": {"connections": 64, "min": 2, "max": 9}},
+    ).services
+    assert chat.scale == Scale(connections=8, min=2)
+
+
+def test_a_udp_service_can_have_a_target_for_its_flows():
+    given = {"protocol": "udp", "health": {"type": "none"}, "scale": {"connections": 9}}
+    assert load(service(**given)).services[0].scale == Scale(connections=9)
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "words"),
+    [
+        ({"scale": {"connections": 0}}, "connections", "0 is out of range"),
+        ({"scale": {"waiting_bytes": "much"}}, "waiting_bytes", "'much' is not a number of bytes"),
+        ({"scale": {"latency": 3}}, "latency", "unknown key"),
+        ({"scale": {"min": -1}}, "min", "-1 is out of range"),
+        ({"scale": {"min": 5, "max": 4}}, "scale", "min is 5 and max is 4"),
+        ({"scale": {"waiting_bytes": 9}, "count_waiting": False}, "waiting_bytes",
+         "needs count_waiting"),
+        ({"scale": {"waiting_bytes": 9}, "protocol": "udp", "health": {"type": "none"}},
+         "waiting_bytes", "means nothing for a udp service"),
+        ({"scale": {"requests": 9}}, "requests", "needs telemetry"),
+        ({"scale": {"queued": 9}, "telemetry": {"type": "agent-check"}}, "queued",
+         "needs telemetry"),
+    ],
+)  # fmt: skip
+def test_targets_that_cannot_be(values: dict[str, object], place: str, words: str):
+    found = [each for each in problems(service(**values)) if each.startswith("services[0].scale")]
+    assert len(found) == 1, found
+    assert place in found[0]
+    assert words in found[0]

@@ -130,6 +130,15 @@ def test_a_window_keeps_a_minute_and_no_more():
     assert latency.summary(row([100] * 499), window, 1, FIRST_BYTE).recent_count == span
 
 
+def test_the_slowest_twentieth_of_all_backends_in_the_last_minute():
+    table = np.array([row(), row([2000] * 200), row([2000] * 10 + [500_000] * 2)])
+    window = window_of((0.0, {1: row([2000] * 181), 2: row([2000] * 10)}))
+    assert latency.p95_s(table, window, np.array([1, 2])) == pytest.approx(0.45, rel=0.2)
+    assert latency.p95_s(table, window, np.array([1])) == pytest.approx(0.002, rel=0.3)
+    assert latency.p95_s(table, window, np.array([0])) is None
+    assert latency.p95_s(table, window, np.array([], np.int64)) is None
+
+
 def test_rows_are_copies():
     table = np.zeros(4, dtype=abi.BACKEND_LATENCY)
     held = latency.read(table, [2, 3])

@@ -11,10 +11,13 @@ from agent.model import (
     HealthStatus,
     Objective,
     Protocol,
+    Scale,
     Service,
     ServiceKey,
     ServiceState,
+    Signal,
 )
+from agent.state.scaling import Seen, decide
 from agent.state.slo import Watch
 from agent.state.snapshot import (
     BackendCounts,
@@ -59,6 +62,18 @@ LOAD = Load(
     awaiting=2,
     first_byte=Latency(((0.5, 1), (1.0, 3)), count=4, sum_s=3.25),
     handshake=Latency(((0.5, 9), (1.0, 9)), count=9, sum_s=0.125),
+)
+
+
+SCALING = decide(
+    Scale(connections=16, requests=4, max=8),
+    Seen(
+        usable=1,
+        draining=2,
+        load={Signal.CONNECTIONS: 33, Signal.WAITING_BYTES: 700, Signal.QUEUED: 1.5},
+        first_byte_p95_s=0.75,
+        misses_objective=False,
+    ),
 )
 
 
@@ -120,6 +135,7 @@ def snapshot():
                 replied=4,
                 not_replied=1,
                 slo=(Watch.begin(Objective(95, 2.0), 0.0).add(10.0, 40, 2.5),),
+                scaling=SCALING,
             ),
         ),
     )

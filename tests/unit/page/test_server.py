@@ -169,6 +169,9 @@ def test_the_backends_of_a_service_and_where_a_client_would_go():
         asks = "protocol=tcp&client=192.0.2.7&client_port=4000&vip=10.0.0.10&port=80"
         status, told = await site.get(f"/v1/explain?{asks}")
         assert (status, told["verdict"], told["backend"]) == (200, "forward", "gpu-1")
+        status, told = await site.get("/v1/scale/chat")
+        assert (status, told["service"], told["wanted_backends"]) == (200, "chat", None)
+        assert (await site.get("/v1/scale/none"))[0] == 404
         status, told = await site.get("/v1/explain?protocol=tcp")
         assert (status, told["error"]["where"]) == (400, "parameter client")
 

@@ -1,6 +1,7 @@
 """Snapshots put together, and states with their since."""
 
 from dataclasses import replace
+from typing import Any
 
 from agent.model import (
     AdminState,
@@ -9,7 +10,11 @@ from agent.model import (
     BackendState,
     Health,
     NoBackend,
+    Objective,
+    Scale,
+    Service,
     ServiceState,
+    Signal,
 )
 from agent.state.assemble import (
     BackendParts,
@@ -20,8 +25,10 @@ from agent.state.assemble import (
     track,
 )
 from agent.state.eligibility import eligibility
+from agent.state.scaling import Cause, Seen
 from agent.state.situation import service_states
-from agent.state.snapshot import BackendCounts, Rates
+from agent.state.slo import Watch
+from agent.state.snapshot import BackendCounts, BackendSnapshot, Load, Rates, Reported
 from tests.unit.state.world import A, B, hop, status, surroundings, web
 
 
@@ -88,3 +95,63 @@ def test_services_states_follow_from_their_backends(config):
     assert service_states(config, around.eligibility) == {
         "web": (ServiceState.DEGRADED, "1 of 2 backends up")
     }
+
+
+def loaded(backend: Backend, health: Health = Health.UP, **load: Any) -> BackendSnapshot:
+    """One with three connections, and this load."""
+    return backend_snapshot(backend, replace(parts(backend, health), load=Load(**load)))
+
+
+def seen(service: Service, *backends: BackendSnapshot, **known: Any) -> Seen:
+    of_service = ServiceParts(1, 4.0, BackendCounts(), {}, 0, Rates(), **known)
+    return service_snapshot(service, of_service, backends).scaling.seen
+
+
+def test_a_scaler_sees_the_load_of_all_backends_and_those_that_take_more():
+    fresh = Reported(fresh=True, running=6.0, waiting=2.0)
+    shown = (
+        loaded(A, waiting_bytes=700, reported=fresh),
+        loaded(replace(B, admin=AdminState.DRAIN), waiting_bytes=50),
+        loaded(replace(B, name="c"), Health.DOWN, waiting_bytes=9, reported=replace(fresh)),
+    )
+    found = seen(web(A, B), *shown, first_byte_p95_s=0.5)
+    assert (found.usable, found.draining, found.first_byte_p95_s) == (1, 1, 0.5)
+    assert found.load == {
+        Signal.CONNECTIONS: 9,
+        Signal.WAITING_BYTES: 759,
+        Signal.REQUESTS: 16.0,
+        Signal.QUEUED: 4.0,
+    }
+
+
+def test_what_is_not_counted_or_reported_is_not_known_rather_than_none():
+    found = seen(web(A, B, count_waiting=False), loaded(A), loaded(B))
+    assert found.load == {
+        Signal.CONNECTIONS: 6,
+        Signal.WAITING_BYTES: None,
+        Signal.REQUESTS: None,
+        Signal.QUEUED: None,
+    }
+    assert found.misses_objective is None
+    assert seen(web()).load[Signal.REQUESTS] is None
+    stale = Reported(fresh=False, running=6.0, waiting=2.0)
+    assert seen(web(A), loaded(A, reported=stale)).load[Signal.REQUESTS] is None
+    no_running = Reported(fresh=True, waiting=2.0)
+    load = seen(web(A), loaded(A, reported=no_running)).load
+    assert (load[Signal.REQUESTS], load[Signal.QUEUED]) == (None, 2.0)
+
+
+def test_backends_that_only_stand_by_or_get_flows_all_the_same_are_not_usable():
+    standby = replace(loaded(B), weight_effective=0, weight_reason="backup")
+    failing = replace(loaded(A, Health.DOWN), weight_effective=100, weight_reason="fail open")
+    assert seen(web(A, B), standby, failing).usable == 0
+
+
+def test_a_service_wants_backends_by_its_targets_and_its_objective():
+    service = web(A, B, scale=Scale(connections=1), slo=(Objective(95, 2.0),))
+    shown = (loaded(A), loaded(B))
+    late = Watch.begin(service.slo[0], 0.0).add(10.0, 100, 50.0)
+    of_service = ServiceParts(1, 4.0, BackendCounts(), {}, 0, Rates(), slo=(late,))
+    scaling = service_snapshot(service, of_service, shown).scaling
+    assert (scaling.wanted, scaling.cause) == (6, Cause.CONNECTIONS)
+    assert scaling.seen.misses_objective is True
