@@ -156,14 +156,8 @@ def _seen(
     """
     usable = [each.state is BackendState.UP and each.weight_effective > 0 for each in backends]
     reports = [_fresh(each.load.reported) for each in backends]
-    running, queued = (
-        (
-            scaling.reported(list(zip(usable, values, strict=True)))
-            for values in zip(*reports, strict=True)
-        )
-        if reports
-        else (None, None)
-    )
+    requests = [(is_usable, both) for is_usable, (both, _) in zip(usable, reports, strict=True)]
+    queued = [(is_usable, only) for is_usable, (_, only) in zip(usable, reports, strict=True)]
     waiting = sum(each.load.waiting_bytes or 0 for each in backends)
     return scaling.Seen(
         usable=sum(usable),
@@ -172,8 +166,8 @@ def _seen(
             # Not the embryonic ones: a flood of SYNs must not start servers.
             Signal.CONNECTIONS: sum(each.flows for each in backends),
             Signal.WAITING_BYTES: waiting if counts_waiting(service) else None,
-            Signal.REQUESTS: running,
-            Signal.QUEUED: queued,
+            Signal.REQUESTS: scaling.reported(requests),
+            Signal.QUEUED: scaling.reported(queued),
         },
         first_byte_p95_s=parts.first_byte_p95_s,
         misses_objective=any(each.is_missed for each in parts.slo) if parts.slo else None,

@@ -88,6 +88,7 @@ def test_connections_and_waiting_bytes_want_backends_until_they_end(here: Site):
         known = {"connections": 30, "waiting_bytes": 0}
         assert told["load"] == known | {"requests": None, "queued": None}
         assert told["load_per_backend"]["connections"] == 15
+        assert 0 < told["first_byte_p95_s"] < 60
         # The server waits for the last byte, and the client for an answer.
         head = b"POST / HTTP/1.1\r\nHost: lab\r\nContent-Length: %d\r\n\r\n" % (SENT + 1)
         clients[0].sendall(head + b"x" * SENT)

@@ -48,7 +48,9 @@ def rules() -> list[dict[str, Any]]:
     return list(group["rules"])
 
 
-def told(snapshot: Any, balancer: str, scalings: dict[str, Scaling]) -> Iterator[dict[str, str]]:
+def series_of(
+    snapshot: Any, balancer: str, scalings: dict[str, Scaling]
+) -> Iterator[dict[str, str]]:
     """The series of a balancer that knows these services."""
     (plain,) = snapshot.services
     services = tuple(
@@ -118,8 +120,8 @@ ASKED = Scale(connections=64, requests=32, min=0)
 )  # fmt: skip
 def test_what_balancers_see_is_put_together(snapshot, tmp_path, lb1, lb2, synced, wanted):
     series = [
-        *told(snapshot, "lb1", {"chat": decide(ASKED, lb1)}),
-        *told(snapshot, "lb2", {"chat": decide(ASKED, lb2)}),
+        *series_of(snapshot, "lb1", {"chat": decide(ASKED, lb1)}),
+        *series_of(snapshot, "lb2", {"chat": decide(ASKED, lb2)}),
     ]
     if synced:
         for own, other in (("lb1", "lb2"), ("lb2", "lb1")):
@@ -158,7 +160,7 @@ def test_of_one_balancer_the_rules_say_what_the_agent_says(snapshot, tmp_path):
     scalings = {f"s{number}": decide(*any_case(dice)) for number in range(300)}
     assert {scaling.cause for scaling in scalings.values()} == {None, *Cause}
     wanted = {name: scaling.wanted for name, scaling in scalings.items()}
-    series = list(told(snapshot, "lb1", scalings))
+    series = list(series_of(snapshot, "lb1", scalings))
     asked = [
         answers(WANTED, **wanted),
         answers("steelyard_service_scale_wanted_backends", **wanted),
@@ -219,13 +221,13 @@ def adapters_queries() -> list[str]:
 )
 def test_what_manifests_ask_prometheus_for_is_the_wanted_number(snapshot, tmp_path, query):
     scaling = {"chat": decide(Scale(connections=10), seen(connections=61))}
-    series = list(told(snapshot, "lb1", scaling))
+    series = list(series_of(snapshot, "lb1", scaling))
     assert judge(tmp_path, series, [answers(query, chat=7)]) == ""
     wrong = query.replace("wanted", "wnated")
     assert "wnated" in judge(tmp_path, series, [answers(wrong, chat=7)])
 
 
-def test_keda_reads_a_number_at_the_place_that_it_is_told(snapshot):
+def test_keda_reads_a_number_at_the_place_that_it_is_series_of(snapshot):
     metadata = trigger("keda-metrics-api.yaml")["metadata"]
     assert metadata["url"].endswith("/v1/scale/chat")
     scaling = decide(Scale(connections=10), seen(connections=61))
