@@ -78,7 +78,9 @@ def why(row: Row) -> str:
             silent = [_NAMES[n] for n in row["load"] if _has(row, n) and row["load"][n] is None]
             return f"no fewer than now, because this is unknown: {' and '.join(silent)}"
         case "no_backend":
-            return "no backend is usable, and clients wait"
+            held = row["held_clients"]
+            who = humanise.plural(held, "client") if held else "clients"
+            return f"no backend is usable, and {who} wait"
         case "min" | "max" as bound:
             return f"{bound} is {row[f'{bound}_backends']}"
         case signal:

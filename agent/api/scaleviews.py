@@ -27,6 +27,7 @@ def scale(view: ServiceSnapshot) -> Json:
         "max_backends": asked.max,
         "usable_backends": seen.usable,
         "draining_backends": seen.draining,
+        "held_clients": seen.held,
         "load": _by_signal(seen.load),
         "load_per_backend": _by_signal({each: seen.per_backend(each) for each in Signal}),
         "target_per_backend": _by_signal(asked.targets),

@@ -12,6 +12,7 @@ from agent.model import (
     Service,
     ServiceState,
     Signal,
+    TelemetryKind,
 )
 from agent.state import scaling
 from agent.state.eligibility import Eligibility, service_state
@@ -159,6 +160,7 @@ def _seen(
     requests = [(is_usable, both) for is_usable, (both, _) in zip(usable, reports, strict=True)]
     queued = [(is_usable, only) for is_usable, (_, only) in zip(usable, reports, strict=True)]
     waiting = sum(each.load.waiting_bytes or 0 for each in backends)
+    is_reported = service.telemetry.kind is not TelemetryKind.NONE
     return scaling.Seen(
         usable=sum(usable),
         draining=sum(each.state is BackendState.DRAIN for each in backends),
@@ -166,11 +168,12 @@ def _seen(
             # Not the embryonic ones: a flood of SYNs must not start servers.
             Signal.CONNECTIONS: sum(each.flows for each in backends),
             Signal.WAITING_BYTES: waiting if counts_waiting(service) else None,
-            Signal.REQUESTS: scaling.reported(requests),
-            Signal.QUEUED: scaling.reported(queued),
+            Signal.REQUESTS: scaling.reported(requests) if is_reported else None,
+            Signal.QUEUED: scaling.reported(queued) if is_reported else None,
         },
         first_byte_p95_s=parts.first_byte_p95_s,
         misses_objective=any(each.is_missed for each in parts.slo) if parts.slo else None,
+        held=parts.held,
     )
 
 

@@ -44,11 +44,12 @@ class Seen:
     load: Mapping[Signal, Load] = field(default_factory=dict)
     first_byte_p95_s: float | None = None  # over the last minute; None: no answers, or not timed
     misses_objective: bool | None = None  # None: there is no objective
+    held: int | None = None  # clients that wait for a backend; None: the service lets none wait
 
     @property
     def is_anything_waiting(self) -> bool:
-        """Whether anything known about the service is load."""
-        return any(self.load.values())
+        """Whether anything known about the service is load, or clients wait for a backend."""
+        return any(self.load.values()) or bool(self.held)
 
     def per_backend(self, signal: Signal) -> Load:
         """Return the load for each usable backend; None: not known, or no backend is usable."""
@@ -61,7 +62,7 @@ class Scaling:
     """What a scaler needs to know about a service.
 
     ``alone``: the number that each target asks for by itself; None: the load is not known.
-    ``wanted`` None: there are no targets, or none whose load is known.
+    ``wanted`` None: there are no targets, or none whose load is known and no client waits.
     """
 
     asked: Scale = field(default_factory=Scale)
@@ -85,7 +86,7 @@ def decide(asked: Scale, seen: Seen) -> Scaling:
     numbers = [
         (number, Cause(signal.value)) for signal, number in alone.items() if number is not None
     ]
-    if not numbers:
+    if not numbers and not (alone and seen.held):
         return Scaling(asked, seen, alone)
     if seen.misses_objective:
         numbers.append((seen.usable + 1, Cause.OBJECTIVE))
@@ -104,12 +105,13 @@ def reported(values: Sequence[tuple[bool, float | None]]) -> float | None:
     """Return the requests at all backends: whether each is usable, and what its engine reports.
 
     A usable backend that does not report counts as the mean of those that do. Without that, an
-    engine too busy to report would look like less load. None: more than half are silent.
+    engine too busy to report would look like less load. None: more than half of them are silent, or
+    there are backends, and none reports: perhaps it is this balancer that reaches nobody.
     """
     found = [value for _, value in values if value is not None]
     usable = [value for is_usable, value in values if is_usable]
     speaking = [value for value in usable if value is not None]
     silent = len(usable) - len(speaking)
-    if not found or silent > len(speaking):
+    if silent > len(speaking) or (values and not found):
         return None
     return sum(found) + (sum(speaking) * silent / len(speaking) if silent else 0)

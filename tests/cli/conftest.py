@@ -116,6 +116,7 @@ def scale_view(service: str, **changed: object) -> dict[str, Any]:
         "target_per_backend": unknown,
         "first_byte_p95_s": None,
         "misses_objective": None,
+        "held_clients": None,
     }
     return view | changed
 

@@ -46,6 +46,10 @@ def test_one_service_is_asked_for_by_its_name(agent, run):
         ({"wanted_because": "max", "max_backends": 3}, "max is 3"),
         ({"wanted_because": "objective"}, "an objective is missed with 1 backend"),
         ({"wanted_because": "no_backend"}, "no backend is usable, and clients wait"),
+        (
+            {"wanted_because": "no_backend", "held_clients": 3},
+            "no backend is usable, and 3 clients wait",
+        ),
         ({"wanted_because": "requests"}, "20 requests, 32 for each"),
         ({"wanted_because": "unknown", "load": UNKNOWN | {"connections": 9}},
          "no fewer than now, because this is unknown: requests"),

@@ -134,11 +134,15 @@ def connects_as_soon_as_there_is_a_backend(lab: Site) -> bool:
         asked = [pool.submit(ask, str(vip)) for vip in lab.lab.vips]
         wait_until("each has sent its SYN three times", lambda: sent_again(lab) >= before + 4)
         waiting = [lab.get(f"/v1/services/{name}")["held_clients"] for name in services]
+        scales = [lab.get(f"/v1/scale/{name}") for name in services]
         before = sent_again(lab)
         set_states("active")
         answers = [each.result() for each in asked]
         again = sent_again(lab)
     assert waiting == [1, 1]
+    assert {(each["wanted_backends"], each["wanted_because"]) for each in scales} == {
+        (1, "no_backend")
+    }
     assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
     return again == before
 
@@ -152,7 +156,7 @@ def ask(vip: str) -> bytes:
 def test_clients_wait_for_the_first_backend_and_not_for_their_timers(lab: Site) -> None:
     document = lab.config()
     for service in document["services"]:
-        service["no_backend"] = "hold"
+        service |= {"no_backend": "hold", "scale": {"connections": 8, "min": 0}}
     lab.reload(document)
     # Under tc, checksums may be left to a card that no packet between two namespaces ever meets.
     for command in (

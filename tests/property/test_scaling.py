@@ -15,6 +15,7 @@ views = st.builds(
     usable=st.integers(0, 50),
     load=st.dictionaries(st.sampled_from(Signal), loads),
     misses_objective=st.none() | st.booleans(),
+    held=st.none() | st.integers(0, 4096),
 )
 
 
@@ -22,7 +23,8 @@ views = st.builds(
 def test_the_number_is_within_its_bounds_or_not_known(asked: Scale, seen: Seen):
     scaling = decide(asked, seen)
     known = [signal for signal in asked.targets if seen.load.get(signal) is not None]
-    assert (scaling.wanted is None) is (not known) is (scaling.cause is None)
+    is_awaited = bool(asked.targets and seen.held)
+    assert (scaling.wanted is None) == (scaling.cause is None) == (not known and not is_awaited)
     if scaling.wanted is not None:
         assert scaling.wanted >= asked.min
         assert asked.max is None or scaling.wanted <= asked.max
@@ -47,6 +49,7 @@ def test_more_load_never_lowers_it(asked: Scale, seen: Seen, signal: Signal, mor
         seen.usable,
         load=dict(seen.load) | {signal: load + more},
         misses_objective=seen.misses_objective,
+        held=seen.held,
     )
     before, after = decide(asked, seen).wanted, decide(asked, grown).wanted
     assert (before is None) is (after is None)

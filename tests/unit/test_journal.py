@@ -115,7 +115,10 @@ def test_entries_that_a_full_disk_took_twice_are_one(tmp_path: Path):
     assert words(of(tmp_path)) == ["one"]
 
 
-def test_what_fails_all_the_time_does_not_take_all_the_room(tmp_path: Path):
+def test_what_fails_all_the_time_does_not_take_all_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(journal_module.time, "monotonic", lambda: 1000.0)
     journal = of(tmp_path)
     for _ in range(int(ENTRIES_AT_ONCE) + 1000):
         journal.take("warning", "noise", {})

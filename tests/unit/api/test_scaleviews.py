@@ -15,6 +15,7 @@ SEEN = Seen(
     load={Signal.CONNECTIONS: 100, Signal.WAITING_BYTES: 500, Signal.REQUESTS: None},
     first_byte_p95_s=0.123456789,
     misses_objective=False,
+    held=5,
 )
 
 
@@ -41,6 +42,7 @@ def test_a_scaler_is_told_what_is_wanted_and_why(snapshot):
         },
         "first_byte_p95_s": 0.123457,
         "misses_objective": False,
+        "held_clients": 5,
     }  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from agent.model import (
     Service,
     ServiceState,
     Signal,
+    Telemetry,
+    TelemetryKind,
 )
 from agent.state.assemble import (
     BackendParts,
@@ -97,6 +99,9 @@ def test_services_states_follow_from_their_backends(config):
     }
 
 
+ASKS = Telemetry(kind=TelemetryKind.VLLM)
+
+
 def loaded(backend: Backend, health: Health = Health.UP, **load: Any) -> BackendSnapshot:
     """One with three connections, and this load."""
     return backend_snapshot(backend, replace(parts(backend, health), load=Load(**load)))
@@ -114,7 +119,7 @@ def test_a_scaler_sees_the_load_of_all_backends_and_those_that_take_more():
         loaded(replace(B, admin=AdminState.DRAIN), waiting_bytes=50),
         loaded(replace(B, name="c"), Health.DOWN, waiting_bytes=9, reported=replace(fresh)),
     )
-    found = seen(web(A, B), *shown, first_byte_p95_s=0.5)
+    found = seen(web(A, B, telemetry=ASKS), *shown, first_byte_p95_s=0.5)
     assert (found.usable, found.draining, found.first_byte_p95_s) == (1, 1, 0.5)
     assert found.load == {
         Signal.CONNECTIONS: 9,
@@ -125,7 +130,7 @@ def test_a_scaler_sees_the_load_of_all_backends_and_those_that_take_more():
 
 
 def test_what_is_not_counted_or_reported_is_not_known_rather_than_none():
-    found = seen(web(A, B, count_waiting=False), loaded(A), loaded(B))
+    found = seen(web(A, B, telemetry=ASKS, count_waiting=False), loaded(A), loaded(B))
     assert found.load == {
         Signal.CONNECTIONS: 6,
         Signal.WAITING_BYTES: None,
@@ -134,10 +139,11 @@ def test_what_is_not_counted_or_reported_is_not_known_rather_than_none():
     }
     assert found.misses_objective is None
     assert seen(web()).load[Signal.REQUESTS] is None
+    assert seen(web(telemetry=ASKS)).load[Signal.REQUESTS] == 0, "there is no backend to have any"
     stale = Reported(fresh=False, running=6.0, waiting=2.0)
-    assert seen(web(A), loaded(A, reported=stale)).load[Signal.REQUESTS] is None
+    assert seen(web(A, telemetry=ASKS), loaded(A, reported=stale)).load[Signal.REQUESTS] is None
     no_running = Reported(fresh=True, waiting=2.0)
-    load = seen(web(A), loaded(A, reported=no_running)).load
+    load = seen(web(A, telemetry=ASKS), loaded(A, reported=no_running)).load
     assert (load[Signal.REQUESTS], load[Signal.QUEUED]) == (None, 2.0)
 
 

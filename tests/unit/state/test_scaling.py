@@ -12,12 +12,20 @@ from agent.state.scaling import Cause, Seen, decide, reported
 EVERY = Scale(connections=64, waiting_bytes=200_000, requests=32, queued=2)
 
 
-def seen(usable: int = 2, *, draining: int = 0, missed: bool | None = None, **load: Any) -> Seen:
+def seen(
+    usable: int = 2,
+    *,
+    draining: int = 0,
+    missed: bool | None = None,
+    held: int | None = None,
+    **load: Any,
+) -> Seen:
     return Seen(
         usable,
         draining,
         {Signal(name): value for name, value in load.items()},
         misses_objective=missed,
+        held=held,
     )
 
 
@@ -108,7 +116,7 @@ def test_load_is_shared_by_the_usable_backends():
 @pytest.mark.parametrize(
     ("values", "total"),
     [
-        ([], None),
+        ([], 0),  # there is no backend to have any
         ([(True, None)], None),
         ([(True, 4.0), (True, 8.0)], 12.0),
         ([(True, 4.0), (True, 8.0), (True, None)], 18.0),  # it counts as the mean
@@ -121,3 +129,19 @@ def test_load_is_shared_by_the_usable_backends():
 )
 def test_requests_are_known_only_if_most_engines_report(values: Any, total: float | None):
     assert reported(values) == total
+
+
+@pytest.mark.parametrize(
+    ("asked", "usable", "held", "answer"),
+    [
+        (Scale(requests=32, min=0), 0, 0, (None, None)),
+        (Scale(requests=32, min=0), 0, 3, (1, Cause.NO_BACKEND)),
+        (Scale(connections=64, min=0), 0, 3, (1, Cause.NO_BACKEND)),
+        (Scale(connections=64, min=2), 0, 3, (2, Cause.MIN)),
+        (Scale(min=0), 0, 3, (None, None)),
+    ],
+)
+def test_a_client_that_waits_wants_a_first_backend(
+    asked: Scale, usable: int, held: int, answer: tuple[int | None, Cause | None]
+):
+    assert wanted(asked, seen(usable, held=held, connections=0)) == answer

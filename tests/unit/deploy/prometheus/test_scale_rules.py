@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[4]
 RULES = ROOT / "deploy" / "prometheus" / "steelyard-scale.rules.yml"
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 WANTED = "service:steelyard_scale_wanted_backends:max"
+HELD = "steelyard_service_held_clients"
 PROMTOOL = shutil.which("promtool")
 
 needs_promtool = pytest.mark.skipif(
@@ -62,6 +63,10 @@ def series_of(
             labels = dict(zip(family.labels, values, strict=True)) | {"instance": balancer}
             text = ", ".join(f'{name}="{value}"' for name, value in labels.items())
             yield {"series": f"{family.name}{{{text}}}", "values": f"{float(sample)}x5"}
+    for name, scaling in scalings.items():
+        if scaling.seen.held is not None:
+            text = f'{HELD}{{service="{name}", instance="{balancer}"}}'
+            yield {"series": text, "values": f"{scaling.seen.held}x5"}
 
 
 def judge(folder: Path, series: list[dict[str, str]], asked: list[dict[str, Any]]) -> str:
@@ -88,9 +93,15 @@ def answers(expression: str, **by_service: float | None) -> dict[str, Any]:
     return {"expr": f"sum by (service) ({expression})", "eval_time": "3m", "exp_samples": samples}
 
 
-def seen(usable: int = 2, *, missed: bool | None = None, **load: float | None) -> Seen:
+def seen(
+    usable: int = 2,
+    *,
+    missed: bool | None = None,
+    held: int | None = None,
+    **load: float | None,
+) -> Seen:
     known = {Signal(name): value for name, value in load.items()}
-    return Seen(usable, load=known, misses_objective=missed)
+    return Seen(usable, load=known, misses_objective=missed, held=held)
 
 
 ASKED = Scale(connections=64, requests=32, min=0)
@@ -116,6 +127,8 @@ ASKED = Scale(connections=64, requests=32, min=0)
         # Clients wait at the other, and nobody serves them.
         (seen(0, connections=0, requests=0), seen(0, connections=0, waiting_bytes=9, requests=0),
          False, 1),
+        # Nothing is known but that a client of the other waits for a backend.
+        (seen(0, held=0), seen(0, held=1), False, 1),
     ],
 )  # fmt: skip
 def test_what_balancers_see_is_put_together(snapshot, tmp_path, lb1, lb2, synced, wanted):
@@ -150,6 +163,7 @@ def any_case(dice: random.Random) -> tuple[Scale, Seen]:
         requests=some(dice, 0, 33.5, 100),
         queued=some(dice, 0, 3),
         missed=dice.choice((None, True, False)),
+        held=dice.choice((None, None, 0, 7)),
     )
     return asked, known
 
@@ -180,7 +194,7 @@ def test_the_rules_ask_for_metrics_and_labels_that_there_are():
             used.add(series)
     # The agent's own number is of one balancer; the draining ones are for people.
     alone = {"wanted_backends", "draining_backends"}
-    assert used - {"steelyard_flow_sync_connected"} == {
+    assert used - {"steelyard_flow_sync_connected", HELD} == {
         family.name for family in SCALE_FAMILIES
     } - {f"steelyard_service_scale_{name}" for name in alone}
 
