@@ -17,13 +17,6 @@ IFF_LOWER_UP = 0x10000
 ARPHRD_ETHER = 1
 ETH_P_8021Q = 0x8100
 RTM_F_CLONED = 0x200
-RTN_UNICAST = 1
-ROUTE_KINDS = {
-    2: "an address of this machine",
-    3: "a broadcast address",
-    4: "an anycast address of this machine",
-    5: "a multicast address",
-}
 NTF_EXT_MANAGED = 0x1
 
 
@@ -175,26 +168,6 @@ def parse_neighbour(message: Any, *, deleted: bool = False) -> Neighbour | None:
         mac=None if deleted or mac == NO_MAC else mac,
         reach=Reach.NONE if deleted else parse_reach(state),
         foreign=not deleted and bool(state & (ndmsg.NUD_PERMANENT | ndmsg.NUD_NOARP) or owned),
-    )
-
-
-def parse_route(message: Any, address: Address) -> Route:
-    """Read the answer to a route lookup."""
-    kind = message["type"]
-    if kind != RTN_UNICAST:
-        what = ROUTE_KINDS.get(kind)
-        problem = f"{address} is {what}" if what else f"the route to {address} refuses traffic"
-        return Route(problem=problem)
-    gateway = message.get("gateway")
-    if gateway is None and (via := message.get("via")):
-        gateway = via.get("addr")
-    source = message.get("prefsrc")
-    metrics = message.get("metrics")
-    return Route(
-        ifindex=message.get("oif") or 0,
-        gateway=ip_address(gateway) if gateway else None,
-        source=ip_address(source) if source else None,
-        mtu=metrics.get("mtu") if metrics else None,
     )
 
 

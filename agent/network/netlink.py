@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
@@ -33,8 +34,8 @@ from agent.network.messages import (
     parse_event,
     parse_link,
     parse_neighbour,
-    parse_route,
 )
+from agent.network.routes import AT_ONCE, RouteSocket
 
 REQUEST_TIMEOUT_S = 5.0
 EVENT_BUFFER_BYTES = 4 << 20
@@ -55,11 +56,12 @@ IFA_F_NOPREFIXROUTE = 0x200
 
 
 class Netlink:
-    """Both sockets, in the caller's network namespace. Use it with ``async with``."""
+    """The sockets, in the caller's network namespace. Use it with ``async with``."""
 
     def __init__(self) -> None:
         self._requests = AsyncIPRoute()
         self._events = AsyncIPRoute()
+        self._routes = RouteSocket()
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,6 +74,7 @@ class Netlink:
     ) -> None:
         self._requests.close()
         self._events.close()
+        self._routes.close()
 
     async def subscribe(self) -> None:
         """Subscribe to events. Do so before reading state, so that no change is missed."""
@@ -132,22 +135,13 @@ class Netlink:
         found = parse_neighbour(answer[0]) if answer else None
         return found or Neighbour(ifindex, address, None, Reach.NONE)
 
-    async def route(self, address: Address) -> Route:
-        """Ask where a packet to ``address`` would go."""
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                answer = await self._requests.route("get", dst=str(address), family=family(address))
-        except NetlinkError as error:
-            if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
-                return Route(problem=f"no route to {address}")
-            if error.code in (errno.EINVAL, errno.EACCES):
-                return Route(problem=f"the route to {address} refuses traffic")
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
-                raise
-            return Route(problem=f"the kernel has no memory for a route to {address}")
-        return parse_route(answer[0], address)
+    async def routes(self, addresses: Collection[Address]) -> dict[Address, Route]:
+        """Ask where packets to these addresses would go."""
+        found: dict[Address, Route] = {}
+        for some in itertools.batched(addresses, AT_ONCE):
+            found |= self._routes.ask(some)
+            await asyncio.sleep(0)
+        return found
 
     async def ask_neighbour(self, ifindex: int, address: Address) -> bool:
         """Have the kernel find or confirm a neighbour's MAC (ARP or neighbour discovery).

@@ -241,8 +241,7 @@ class NextHops:
 
     async def _look_up_routes(self, netlink: Netlink) -> None:
         lookups, self._unrouted = self._unrouted, set()
-        for address in lookups & self._wanted:
-            route = await netlink.route(address)
+        for address, route in (await netlink.routes(lookups & self._wanted)).items():
             if route != self._routes.get(address):
                 self._routes[address] = route
                 self._outdated = True

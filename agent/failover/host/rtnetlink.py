@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from agent.model import Address
+from agent.nlmsg import DONE, ERROR, attribute, attributes, message, messages
 
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_ACK, NLM_F_DUMP = 0x4, 0x300
 NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
 NLM_F_DUMP_INTR = 0x10
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO = 1, 3, 5, 18
@@ -34,11 +34,8 @@ _IFA_F_NODAD = 0x02
 _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
 _FOREVER = 0xFFFFFFFF
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
 _LINK = struct.Struct("=BxHIII")  # ifinfomsg: family, type, ifindex, flags, mask of the flags
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, ifindex
-_ATTRIBUTE = struct.Struct("=HH")
-_TYPE_MASK = 0x3FFF  # the upper two bits of an attribute's type are flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,36 +131,17 @@ def dump_addresses(sequence: int, ifindex: int = 0) -> bytes:
     return message(RTM_GETADDR, NLM_F_DUMP, sequence, body)
 
 
-def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """Return a request with its header."""
-    length = _HEADER.size + len(body)
-    return _HEADER.pack(length, kind, NLM_F_REQUEST | flags, sequence, 0) + body
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return a netlink attribute, padded so that the next one is aligned."""
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
-
-
 def parse(data: bytes) -> Iterator[Entry | Link | Answer]:
     """Decode what one receive call returned; other messages are left out."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-        if not _HEADER.size <= length <= len(data) - offset:
-            return  # the message is truncated: the buffer was too small for it
-        body = data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-        if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-            error = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-            yield Answer(sequence, error, bool(flags & NLM_F_DUMP_INTR))
-        elif kind in (RTM_NEWADDR, RTM_DELADDR):
-            entry = _parse_entry(body, removed=kind == RTM_DELADDR)
+    for each in messages(data):
+        if each.kind in (ERROR, DONE):
+            yield Answer(each.sequence, each.error, bool(each.flags & NLM_F_DUMP_INTR))
+        elif each.kind in (RTM_NEWADDR, RTM_DELADDR):
+            entry = _parse_entry(each.body, removed=each.kind == RTM_DELADDR)
             if entry is not None:
                 yield entry
-        elif kind == RTM_NEWLINK and len(body) >= _LINK.size:
-            yield _parse_link(sequence, body)
+        elif each.kind == RTM_NEWLINK and len(each.body) >= _LINK.size:
+            yield _parse_link(each.sequence, each.body)
 
 
 def _name(interface: str) -> bytes:
@@ -177,21 +155,9 @@ def _address_body(ifindex: int, address: Address) -> bytes:
     return body + local + attribute(_IFA_ADDRESS, address.packed)
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return found
-
-
 def _parse_link(sequence: int, body: bytes) -> Link:
     _, _, ifindex, flags, _ = _LINK.unpack_from(body)
-    xdp = _attributes(_attributes(body[_LINK.size :]).get(_IFLA_XDP, b""))
+    xdp = attributes(attributes(body[_LINK.size :]).get(_IFLA_XDP, b""))
     program = xdp.get(_IFLA_XDP_PROG_ID, b"")
     return Link(
         sequence,
@@ -208,17 +174,17 @@ def _parse_entry(body: bytes, *, removed: bool) -> Entry | None:
     family, prefix_length, flags, _, ifindex = _ADDRESS.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return None
-    attributes = _attributes(body[_ADDRESS.size :])
-    packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+    found = attributes(body[_ADDRESS.size :])
+    packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
     if packed is None:
         return None
-    if (wide := attributes.get(_IFA_FLAGS)) is not None:
+    if (wide := found.get(_IFA_FLAGS)) is not None:
         flags = struct.unpack("=I", wide)[0]
     return Entry(
         ifindex=ifindex,
         address=ip_address(packed),
         prefix_length=prefix_length,
-        proto=attributes.get(_IFA_PROTO, b"\0")[0],
+        proto=found.get(_IFA_PROTO, b"\0")[0],
         usable=not flags & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED),
         removed=removed,
     )

@@ -20,7 +20,6 @@ from agent.network.messages import (
     parse_link,
     parse_neighbour,
     parse_reach,
-    parse_route,
 )
 
 SERVER = ip_address("10.0.0.21")
@@ -114,18 +113,6 @@ def test_a_port_that_leaves_a_bridge_is_not_gone() -> None:
     message = {"event": "RTM_DELLINK", "index": 2}
     assert parse_event(message | {"family": socket.AF_BRIDGE}) is None
     assert parse_event(message | {"family": socket.AF_UNSPEC}) == LinkGone(2)
-
-
-def test_route_answers_that_lead_nowhere_say_why() -> None:
-    own = parse_route({"type": 2}, SERVER)
-    assert own.problem == "10.0.0.21 is an address of this machine"
-    assert parse_route({"type": 6}, SERVER).problem == "the route to 10.0.0.21 refuses traffic"
-
-
-def test_a_gateway_of_the_other_family_is_found() -> None:
-    via = {"family": socket.AF_INET6, "addr": "fe80::1"}
-    found = parse_route({"type": 1, "oif": 2, "via": via}, SERVER)
-    assert found.gateway == ip_address("fe80::1")
 
 
 def vlan(**changes: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -67,8 +67,8 @@ class Kernel:
     async def neighbour(self, ifindex: int, address: Address) -> Neighbour:
         return await self._answer("neighbour", self.server)
 
-    async def route(self, address: Address) -> Route:
-        return Route(ifindex=2, source=ip_address("10.0.0.2"))
+    async def routes(self, addresses: Collection[Address]) -> dict[Address, Route]:
+        return dict.fromkeys(addresses, Route(ifindex=2, source=ip_address("10.0.0.2")))
 
     async def ask_neighbour(self, ifindex: int, address: Address) -> bool:
         return True
