@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from agent.model import BackendRef
+from agent.model import BackendRef, NoBackend
 from agent.state.situation import Situation
 
 
@@ -36,7 +36,9 @@ def up_of(now: Situation, blocked: Collection[BackendRef] = ()) -> dict[str, tup
     """Return how many backends of each service are up, and how many there are.
 
     ``blocked``: backends that nothing can be sent to because of an interface of this node. They may
-    be up, but do not count here, because another node can serve them.
+    be up, but do not count here, because another node can serve them. A service that waits for its
+    first backend counts as one without backends: it may be scaled to zero, which says nothing about
+    what this node reaches, and its clients can only wait at a node that serves the VIP.
     """
     up = Counter(
         ref.service
@@ -44,5 +46,8 @@ def up_of(now: Situation, blocked: Collection[BackendRef] = ()) -> dict[str, tup
         if verdict.usable and ref not in blocked
     )
     return {
-        service.name: (up[service.name], len(service.backends)) for service in now.config.services
+        service.name: (up[service.name], len(service.backends))
+        if up[service.name] or service.no_backend is not NoBackend.HOLD
+        else (0, 0)
+        for service in now.config.services
     }
