@@ -293,11 +293,27 @@ def check(path: Path) -> None:
 
 @cli.command()
 @config_option
-def detach(path: Path) -> None:
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Read no configuration, and remove all that Steelyard has set up in this network "
+    "namespace: every instance, every VIP that it has added, and the programs of the companion, "
+    "`lb-agent decap` and `lb-agent pass`.",
+)
+def detach(path: Path, everything: bool) -> None:
     """Remove the balancer: its program, tables, recorded flows and VIP addresses.
 
     The agent must be stopped first. Traffic to the VIPs then reaches this host itself.
     """
+
+    def work_on_everything() -> None:
+        from agent.dataplane.program import require_root
+        from agent.removal import remove_everything
+
+        require_root()
+        found = list(remove_everything())
+        click.echo("\n".join(f"removed: {what}" for what in found) or "nothing was attached")
 
     def work() -> None:
         from agent.config.load import load_file
@@ -319,7 +335,7 @@ def detach(path: Path) -> None:
         what = "detached" if removed else "nothing was attached"
         click.echo(f"{', '.join(config.interfaces)}: {what}")
 
-    guarded(work)
+    guarded(work_on_everything if everything else work)
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from agent.dataplane import instance, libbpf
@@ -395,3 +395,15 @@ def attach_helper(interface: str, fd: int) -> Hook:
         else:
             return mode
     raise DataplaneError(explain(problem), where=f"interface {interface}")
+
+
+def detach_named(interface: str, names: Collection[str]) -> tuple[str, ...]:
+    """Detach the XDP programs of these names from an interface; return the names of those found."""
+    found = []
+    for mode in _XDP:
+        there = XdpPlace(interface_index(interface), mode)
+        ident = there.current()
+        if ident and (name := program_name(ident)) in names:
+            there.clear(ident)
+            found.append(name)
+    return tuple(found)

@@ -10,6 +10,8 @@ from agent.dataplane.compile import Compiled
 from agent.dataplane.objects import load_program
 from agent.model import GUE_PORT, Address, Hook, Network
 
+_DECAP = "decap"  # the program's name in bpf/decap.c
+
 
 def attach_decap(
     interface: str,
@@ -30,7 +32,7 @@ def load_decap(
 ) -> Compiled:
     """Load the program that ``attach_decap`` attaches; ``gue_port`` is a UDP destination port."""
     definitions = {"LB_GUE_PORT": str(gue_port), "LB_DECAP_FROM": str(int(bool(senders)))}
-    compiled = load_program(sources.joined("decap.c"), "decap", definitions)
+    compiled = load_program(sources.joined("decap.c"), _DECAP, definitions)
     fd = compiled.tables["decap_vips"]
     for vip in vips:
         libbpf.map_update(fd, vip.packed.ljust(16, b"\0"), b"\1")
@@ -52,3 +54,8 @@ def attach_pass(interface: str) -> Hook:
         return attach.attach_helper(interface, fd)
     finally:
         os.close(fd)
+
+
+def detach_helpers(interface: str) -> tuple[str, ...]:
+    """Detach decap and pass from an interface, and return the names of those that were there."""
+    return attach.detach_named(interface, (_DECAP, libbpf.PASSING))

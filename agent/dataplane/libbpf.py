@@ -25,6 +25,7 @@ XDP_UPDATE_IF_NOEXIST = 0x1
 XDP_SKB_MODE = 0x2
 XDP_DRV_MODE = 0x4
 XDP_REPLACE = 0x10
+PASSING = "steelyard_pass"  # the name of the program that load_pass_program loads
 _HELPER_JIFFIES64 = 118
 _TC_INGRESS = 1
 _BTF_KIND_FUNC = 12
@@ -317,7 +318,7 @@ def _instruction(code: int, immediate: int) -> bytes:
 
 def load_pass_program() -> int:
     """Load ``return XDP_PASS``: the far end of a veth needs it to receive what XDP sends."""
-    return program_load("steelyard_pass", _instruction(0xB7, 2) + _instruction(0x95, 0))
+    return program_load(PASSING, _instruction(0xB7, 2) + _instruction(0x95, 0))
 
 
 def load_clock_program() -> int:

@@ -126,6 +126,17 @@ def remove_guard(instance: str) -> None:
         _run(removal(table_name(instance)))
 
 
+def guarded_instances() -> set[str]:
+    """Return the names of the instances that have a table here; empty without nftables."""
+    try:
+        listed = json.loads(_nft("list", "tables", FAMILY))["nftables"]
+    except (NetworkError, ValueError, KeyError):
+        return set()
+    prefix = table_name("")
+    tables = (entry["table"]["name"] for entry in listed if "table" in entry)
+    return {name.removeprefix(prefix) for name in tables if name.startswith(prefix)}
+
+
 def _run(commands: list[Json]) -> None:
     """Run all of the commands, or none of them."""
     _nft("-f", "-", given=json.dumps({"nftables": commands}))
