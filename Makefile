@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes soak attack faults mutants lint types bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb soak attack faults mutants lint types deb lock bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -39,6 +39,10 @@ test-engines: setup ## real engines and clients through the balancer: half an ho
 test-kubernetes: setup ## discovery against a real API server, built from Debian's packages: 15 minutes and 4 GB once
 	@$(PYTHON) -m tests.kubernetes.install
 	@$(BIN)/pytest -m kubernetes tests/kubernetes
+
+test-deb: setup ## the package and setup.sh on clean systems, booted in namespaces: 10 minutes, needs mmdebstrap (root)
+	@command -v mmdebstrap >/dev/null || { echo "test-deb: apt-get install mmdebstrap" >&2; exit 1; }
+	@$(BIN)/pytest -m deb -s tests/deb
 
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak
@@ -62,6 +66,18 @@ collected: $(STAMP)
 types: $(STAMP) ## mypy, strict
 	@echo "types: mypy"
 	@$(BIN)/mypy --no-error-summary
+
+deb: $(STAMP) ## build dist/steelyard_VERSION_ARCH.deb for this distribution; ARCH=arm64: for the other architecture
+	@deploy/deb/build "$(ARCH)" "$(REVISION)"
+
+# uv is fetched into build/, because only this needs it.
+lock: $(STAMP) ## renew deploy/requirements.lock, the Python packages and hashes of the Debian package
+	@[ -x build/uv/bin/uv ] || $(BIN)/pip install --quiet --target build/uv uv
+	@{ echo "# What the Debian package contains (make lock). Hashes of all files of each release, so it" && \
+		echo "# serves both architectures and every Python that we support." && \
+		build/uv/bin/uv pip compile --quiet --python-version 3.12 --python-platform linux \
+		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade pyproject.toml; \
+	} >build/requirements.lock && mv build/requirements.lock deploy/requirements.lock
 
 docs: $(STAMP) ## write the generated references in docs/ anew
 	@for module in $(REFERENCES); do $(PYTHON) -m $$module || exit 1; done

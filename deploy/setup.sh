@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs Steelyard on Debian 13 or Ubuntu 24.04, or says what prevents that and what to do.
+# Installs Steelyard on Debian 13 or Ubuntu 24.04, or says what prevents that and what to do; or
+# removes it again.
 #
 # Every step checks first and acts only on what is missing, so it can be run again at any time. When
 # nothing is missing it takes about a second and needs no network.
@@ -29,6 +30,9 @@ Installs Steelyard and what it needs into a virtual environment.
   --offline               never use the network: Python packages come from the directories
                           in PIP_FIND_LINKS, the distribution's must be installed already
   --force-distribution    try to install on another distribution that has apt
+  --uninstall             remove what setup has installed, also from the kernel, and list what
+                          is left: your configuration, the state, the distribution's packages
+  --purge                 with --uninstall: remove the configuration and the state too
   --help                  this text
 
 The settings of pip (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) and of apt are respected.
@@ -36,6 +40,7 @@ Examples:
   sudo deploy/setup.sh --service
   sudo deploy/setup.sh --node --service
   sudo PIP_FIND_LINKS=/srv/wheels deploy/setup.sh --offline
+  sudo deploy/setup.sh --uninstall --purge
 END
 }
 
@@ -140,11 +145,12 @@ dev_packages=(bird2 ca-certificates curl dnsmasq-base git iperf3 iputils-ping ke
 # service that was installed before is left as it is.
 declare -A services=([bird2]=bird [keepalived]=keepalived [nginx]=nginx)
 
+is_installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
+
 missing_packages() {
 	local package
 	for package in "${packages[@]}"; do
-		[[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" == installed ]] ||
-			printf '%s ' "$package"
+		is_installed "$package" || printf '%s ' "$package"
 	done
 }
 
@@ -332,8 +338,8 @@ install_service() {
 	[[ -n "$node" ]] || install_completion
 	[[ -n "$node" ]] || install_configuration
 	for name in "${units[@]}"; do
-		cmp -s "$repository/deploy/$name.service" "/etc/systemd/system/$name.service" && continue
-		place "$repository/deploy/$name.service" "/etc/systemd/system/$name.service"
+		cmp -s "$repository/deploy/$name.service" "$units_folder/$name.service" && continue
+		place "$repository/deploy/$name.service" "$units_folder/$name.service"
 		changed=1
 	done
 	[[ -n "$changed" ]] || return 0
@@ -344,16 +350,125 @@ install_service() {
 	fi
 }
 
+# --- uninstalling -------------------------------------------------------------------------
+
+# The failover process comes first: while its agent runs, it can hand the VIPs over.
+all_units=(lb-agent-failover lb-agent lb-agent-companion lb-agent-node)
+
+# Stops the units and takes everything off the interfaces: without an agent, the program would go on
+# sending clients to servers that nobody checks.
+stop_balancing() {
+	local unit stopped=()
+	for unit in "${all_units[@]}"; do
+		systemctl --quiet is-active "$unit" 2>/dev/null || continue
+		say "stopping $unit"
+		logged systemctl stop "$unit" || {
+			show_log
+			fail "$unit cannot be stopped" "journalctl -u $unit -e"
+		}
+		stopped=("$unit" "${stopped[@]}")
+	done
+	is_installed python3-bpfcc || return 0 # a GPU host, where only the node agent ran (--node)
+	if [[ -x "$prefix/bin/lb-agent" ]]; then
+		logged "$prefix/bin/lb-agent" detach --all || {
+			show_log
+			((!${#stopped[@]})) || systemctl start "${stopped[@]}"
+			fail "not everything could be taken off the interfaces, so nothing is removed" \
+				"see above, then: $0 --uninstall"
+		}
+		sed 's/^/setup: /' "$log"
+	elif [[ -d "$bpffs/steelyard" ]]; then
+		fail "$prefix has no lb-agent, and $bpffs/steelyard has tables of a balancer" \
+			"give the --prefix of the installation, or install again first: $0"
+	fi
+}
+
+# remove PATH...: removes what exists of these files and folders.
+remove() {
+	local path
+	for path in "$@"; do
+		[[ -e "$path" || -L "$path" ]] || continue
+		say "removing $path"
+		rm -rf -- "$path"
+	done
+}
+
+remove_installed() {
+	local command unit file
+	for command in lbctl lb-agent; do
+		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] ||
+			remove "/usr/local/bin/$command"
+	done
+	for unit in "${all_units[@]}"; do
+		[[ -e "$units_folder/$unit.service" ]] || continue
+		logged systemctl disable "$unit" || true
+		remove "$units_folder/$unit.service"
+	done
+	remove "$manual_folder"/man1/lbctl{,-*}.1 "$manual_folder/man5/steelyard-agent.yaml.5" \
+		"$manual_folder/man8/lb-agent.8" "${completion_files[@]}"
+	for file in "${completion_files[@]}"; do
+		rmdir "${file%/*}" "${file%/*/*}" 2>/dev/null || true
+	done
+	rmdir "$manual_folder"/man{1,5,8} 2>/dev/null || true
+	cmp -s "$repository/deploy/agent.example.yaml" "$configuration_folder/agent.yaml.example" &&
+		remove "$configuration_folder/agent.yaml.example"
+	rmdir "$configuration_folder" 2>/dev/null || true
+	if [[ -f "$prefix/pyvenv.cfg" && -f "$prefix/.steelyard-setup" ]]; then remove "$prefix"; fi
+}
+
+# Prints what setup or the agent has made, or an operator for them, and is still there.
+list_left() {
+	local left=() path package
+	for path in "$prefix" /usr/local/bin/{lbctl,lb-agent} "$configuration_folder" "${kept[@]}" \
+		"$units_folder"/lb-agent*.service* /etc/sysctl.d/90-steelyard.conf; do
+		[[ -e "$path" || -L "$path" ]] && left+=("$path")
+	done
+	((!${#left[@]})) || say "left: ${left[*]}"
+	left=()
+	for package in "${packages[@]}"; do
+		if is_installed "$package"; then left+=("$package"); fi
+	done
+	say "the distribution's packages that Steelyard needs stay, others may need them: ${left[*]}"
+}
+
+uninstall() {
+	local unit package="" enabled=()
+	if is_installed steelyard; then package=1; fi
+	[[ -z "$package" || -z "$purge" ]] || fail \
+		"the package steelyard uses $configuration_folder and the state" \
+		"without --purge only this installation is removed; all of it: apt-get purge steelyard"
+	if [[ -n "$package" ]]; then
+		say "the package steelyard is installed: the balancer stays at work for it"
+		for unit in "${all_units[@]}"; do
+			if systemctl --quiet is-enabled "$unit" 2>/dev/null; then enabled+=("$unit"); fi
+		done
+	else
+		stop_balancing
+	fi
+	remove_installed
+	[[ -n "$package" ]] || remove /var/cache/steelyard
+	[[ -z "$purge" ]] || remove "$configuration_folder" "${kept[@]}" \
+		"$units_folder"/lb-agent{,-failover,-companion,-node}.service.d
+	rmdir /run/steelyard 2>/dev/null || true
+	[[ ! -d /run/systemd/system ]] || systemctl daemon-reload
+	# Their links point to the units that were removed.
+	((!${#enabled[@]})) || logged systemctl reenable "${enabled[@]}"
+	list_left
+	[[ -z "$package" ]] || say "done; now: systemctl restart lb-agent (and lb-agent-failover)"
+}
+
 # --- the steps ----------------------------------------------------------------------------
 
 readonly configuration_folder="${STEELYARD_CONFIGURATION_FOLDER:-/etc/steelyard}"
 readonly manual_folder=/usr/local/share/man
+readonly units_folder=/etc/systemd/system
+readonly kept=(/var/lib/steelyard /run/steelyard) # by --uninstall, unless --purge
 readonly -A completion_files=(
 	[bash]=/usr/local/share/bash-completion/completions/lbctl
 	[zsh]=/usr/local/share/zsh/site-functions/_lbctl
 	[fish]=/usr/local/share/fish/vendor_completions.d/lbctl.fish
 )
-dev="" service="" node="" offline="" force_distribution="" prefix="" acted=""
+dev="" service="" node="" offline="" force_distribution="" prefix="" acted="" uninstall="" purge=""
 
 arguments() {
 	while (($#)); do
@@ -369,6 +484,8 @@ arguments() {
 		--node) node=1 ;;
 		--offline) offline=1 ;;
 		--force-distribution) force_distribution=1 ;;
+		--uninstall) uninstall=1 ;;
+		--purge) purge=1 ;;
 		-h | --help)
 			usage
 			exit 0
@@ -379,6 +496,8 @@ arguments() {
 	done
 	[[ -z "$dev" || -z "$node" ]] || fail "--dev and --node exclude each other" \
 		"developing needs BCC and BPF: $0 --dev"
+	[[ -z "$purge" || -n "$uninstall" ]] || fail "--purge is for --uninstall" "$0 --uninstall --purge"
+	[[ -z "$uninstall" || -z "$dev" ]] || fail "--uninstall is not for --dev" "make clean"
 	[[ -z "$node" ]] || packages=(python3 python3-venv)
 	[[ -z "$dev" ]] || packages+=("${dev_packages[@]}")
 	# Judges the alerts. Ubuntu has no package of that name, and the test is skipped there.
@@ -394,6 +513,10 @@ main() {
 	local start
 	arguments "$@"
 	require_root "$@"
+	if [[ -n "$uninstall" ]]; then
+		uninstall
+		return
+	fi
 	require_distribution
 	require_architecture
 	[[ -n "$node" ]] || require_bpffs

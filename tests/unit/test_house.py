@@ -18,6 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *(".ci/run", "deploy/setup.sh", "deploy/backend-setup.sh"),
+    *(
+        "tests/deb/boot",
+        *(f"deploy/deb/{name}" for name in ("build", "postinst", "prerm", "postrm")),
+    ),
     *("vagrant/build-box", "vagrant/kvm", "vagrant/libvirt"),
     *(f"vagrant/provision/{role}.sh" for role in ("balancer", "backend", "client")),
 )
@@ -218,6 +222,14 @@ def test_setup_hides_a_configuration_from_other_users(tmp_path: Path) -> None:
     path.chmod(0o644)
     install_configuration(tmp_path)
     assert (path.stat().st_mode & 0o777, path.read_text()) == (0o640, "interface: eth0\n")
+
+
+@pytest.mark.parametrize("words", ["--purge", "--uninstall --dev"])
+def test_setup_refuses_to_uninstall_what_it_cannot(words: str) -> None:
+    refused = run("deploy/setup.sh", *words.split())
+    assert refused.returncode == 1
+    assert "--uninstall" in refused.stderr
+    assert "remedy:" in refused.stderr
 
 
 def test_setup_help_names_every_option() -> None:
