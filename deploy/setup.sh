@@ -410,7 +410,9 @@ remove_installed() {
 		rmdir "${file%/*}" "${file%/*/*}" 2>/dev/null || true
 	done
 	rmdir "$manual_folder"/man{1,5,8} 2>/dev/null || true
-	cmp -s "$repository/deploy/agent.example.yaml" "$configuration_folder/agent.yaml.example" &&
+	# The package has the same file in the same place.
+	! is_installed steelyard &&
+		cmp -s "$repository/deploy/agent.example.yaml" "$configuration_folder/agent.yaml.example" &&
 		remove "$configuration_folder/agent.yaml.example"
 	rmdir "$configuration_folder" 2>/dev/null || true
 	if [[ -f "$prefix/pyvenv.cfg" && -f "$prefix/.steelyard-setup" ]]; then remove "$prefix"; fi
