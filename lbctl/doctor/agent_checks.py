@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from agent.humanise import exact, percent, plural
 from agent.model import Tables
-from lbctl.doctor.facts import Facts, Finding, Question, Verdict
+from lbctl.doctor.facts import Facts, Finding, InstalledUnit, Question, Verdict
 
 NEARLY_FULL = 0.8  # the threshold of the alerts
 MOST_FLOWS = 268_435_456
@@ -84,19 +84,30 @@ def rights(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 def unit(facts: Facts, _ask: Question) -> Iterator[Finding]:
     """Check the installed units: those of another release have other capabilities and limits."""
-    other = [name for name, same in facts.units.items() if not same]
+    other = [each for each in facts.units if not each.as_shipped]
     if other:
-        files = " and ".join(f"/etc/systemd/system/{name}" for name in other)
+        files = " and ".join(each.path for each in other)
+        restart = f"systemctl restart {' '.join(e.name.removesuffix('.service') for e in other)}"
         yield Finding(
             "unit",
             Verdict.WARNING,
             f"{files} {'is' if len(other) == 1 else 'are'} not as this release ships it: of another"
             " release, or edited in place, which the next set-up overwrites",
-            "put own settings into drop-ins (systemctl edit); then deploy/setup.sh --service, and"
-            f" systemctl restart {' '.join(name.removesuffix('.service') for name in other)}",
+            f"put own settings into drop-ins (systemctl edit); then {_restored(other)}, and"
+            f" {restart}",
         )
     elif facts.units:
-        yield Finding("unit", Verdict.OK, f"{', '.join(facts.units)} as shipped")
+        names = ", ".join(each.name for each in facts.units)
+        yield Finding("unit", Verdict.OK, f"{names} as shipped")
+
+
+def _restored(units: Sequence[InstalledUnit]) -> str:
+    """Return what puts the shipped units in force again."""
+    if hiding := [each.path for each in units if each.hides]:
+        return f"rm {' '.join(hiding)}, which hides the package's, and systemctl daemon-reload"
+    if any(each.path.startswith("/usr/lib/") for each in units):
+        return "apt-get install --reinstall steelyard"
+    return "deploy/setup.sh --service"
 
 
 def release(facts: Facts, _ask: Question) -> Iterator[Finding]:

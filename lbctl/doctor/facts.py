@@ -254,6 +254,21 @@ class FailoverFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledUnit:
+    """The file that systemd uses for a unit: its path, and whether it is the one that this release
+    ships. ``hides``: the file below /usr/lib that it takes the place of; empty: none.
+    """
+
+    path: str
+    as_shipped: bool
+    hides: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All facts; ``sysctl`` by name with dots, as ``sysctl`` prints them."""
 
@@ -268,9 +283,7 @@ class Facts:
     nft_installed: bool = True
     nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen
     installed: Installed | None = None
-    units: Mapping[str, bool] = field(
-        default_factory=dict
-    )  # for each installed unit, whether it is the shipped one
+    units: tuple[InstalledUnit, ...] = ()
     now: float = 0.0  # seconds since the epoch
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from agent.config.render import document
 from agent.errors import AgentUnreachableError, ConfigError, SteelyardError
 from agent.hostfacts import warnings
 from lbctl.doctor import gather_certificates
-from lbctl.doctor.facts import AgentFacts, ConfigFile, Installed, Process
+from lbctl.doctor.facts import AgentFacts, ConfigFile, Installed, InstalledUnit, Process
 from lbctl.environment import Agent, Environment
 
 PACKAGE = Path(agent_package.__file__).resolve().parent
-UNITS = Path("/etc/systemd/system")
+# Where units are, the first of them in force (systemd.unit(5)): by setup.sh, by the package.
+UNITS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 _TIMEOUT_S = 3.0
 _CAPABILITIES = {
     12: "CAP_NET_ADMIN",
@@ -85,16 +86,17 @@ def installed(package: Path = PACKAGE) -> Installed:
     return Installed(agent_package.__version__, written)
 
 
-def units(folder: Path = UNITS, package: Path = PACKAGE) -> dict[str, bool]:
-    """Return the installed units, and whether each is the one shipped with this release."""
+def units(folders: Sequence[Path] = UNITS, package: Path = PACKAGE) -> tuple[InstalledUnit, ...]:
+    """Return the installed units."""
     packed = package / "_units"
     shipped = packed if packed.exists() else package.parent / "deploy"  # the wheel, or a checkout
-    found = {}
-    for path in sorted(shipped.glob("lb-agent*.service")):
-        text = read(folder / path.name)
-        if text is not None:
-            found[path.name] = text == read(path)
-    return found
+    found = []
+    for unit in sorted(shipped.glob("lb-agent*.service")):
+        paths = [path for folder in folders if (path := folder / unit.name).exists()]
+        if paths:
+            hides = str(paths[1]) if len(paths) > 1 else ""
+            found.append(InstalledUnit(str(paths[0]), read(paths[0]) == read(unit), hides))
+    return tuple(found)
 
 
 def with_file(agent: AgentFacts, path: Path) -> AgentFacts:

@@ -12,7 +12,15 @@ import pytest
 
 from lbctl.doctor import gather_agent, gather_certificates
 from lbctl.doctor.checks import examine
-from lbctl.doctor.facts import Certificate, FailoverFacts, Installed, Question, Role, Verdict
+from lbctl.doctor.facts import (
+    Certificate,
+    FailoverFacts,
+    Installed,
+    InstalledUnit,
+    Question,
+    Role,
+    Verdict,
+)
 from tests.cli.doctor_facts import HOST, PROCESS, RUNNING, STATUS, facts, verdicts
 from tests.cli.test_doctor_failover import STANDING, configured
 
@@ -176,21 +184,45 @@ def test_a_unit_that_is_not_the_shipped_one_is_named(tmp_path):
         (package / "_units" / name).write_text("[Unit]\n")
     (installed / "lb-agent.service").write_text("[Unit]\nLimitNOFILE=1\n")
     (installed / "lb-agent-failover.service").write_text("[Unit]\n")
-    units = gather_agent.units(installed, package)
-    assert units == {"lb-agent.service": False, "lb-agent-failover.service": True}
+    units = gather_agent.units([installed, tmp_path], package)
+    assert units == (
+        InstalledUnit(str(installed / "lb-agent-failover.service"), as_shipped=True),
+        InstalledUnit(str(installed / "lb-agent.service"), as_shipped=False),
+    )
     finding = verdicts(dataclasses.replace(facts(), units=units))["unit"]
     assert finding.verdict is Verdict.WARNING
-    assert finding.message.startswith("/etc/systemd/system/lb-agent.service is not")
-    assert finding.fix.endswith("systemctl restart lb-agent")
+    assert finding.message.startswith(f"{installed}/lb-agent.service is not")
+    assert finding.fix.endswith("then deploy/setup.sh --service, and systemctl restart lb-agent")
 
 
-def test_units_of_a_checkout_are_found(tmp_path):
-    for unit in ("lb-agent.service", "lb-agent-node.service"):
-        (tmp_path / unit).write_text("other")
-    assert gather_agent.units(tmp_path) == {
-        "lb-agent-node.service": False,
-        "lb-agent.service": False,
-    }
+@pytest.mark.parametrize(
+    ("unit", "fix"),
+    [
+        (InstalledUnit("/usr/lib/systemd/system/lb-agent.service", False), "apt-get install"),
+        (
+            InstalledUnit("/etc/systemd/system/lb-agent.service", False, "/usr/lib/…"),
+            "rm /etc/systemd/system/lb-agent.service, which hides the package's",
+        ),
+    ],
+)
+def test_a_unit_of_the_package_comes_back_by_apt(unit: InstalledUnit, fix: str):
+    finding = verdicts(dataclasses.replace(facts(), units=(unit,)))["unit"]
+    assert fix in finding.fix
+
+
+def test_units_of_a_checkout_and_what_they_hide_are_found(tmp_path):
+    etc, lib = tmp_path / "etc", tmp_path / "lib"
+    for folder, unit in (
+        (etc, "lb-agent.service"), (lib, "lb-agent.service"), (lib, "lb-agent-node.service"),
+    ):  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        (folder / unit).write_text("other")
+    assert gather_agent.units([etc, lib]) == (
+        InstalledUnit(str(lib / "lb-agent-node.service"), as_shipped=False),
+        InstalledUnit(
+            str(etc / "lb-agent.service"), as_shipped=False, hides=str(lib / "lb-agent.service")
+        ),
+    )
 
 
 def test_a_failover_process_of_another_release_is_named():
