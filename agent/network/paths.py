@@ -27,8 +27,8 @@ from agent.state.way import (
     FIRST_PORT,
     LAST_PORT,
     Answer,
+    Frames,
     Way,
-    frame,
     full_size,
     padding,
     refusal,
@@ -40,6 +40,7 @@ _SO_RCVBUFFORCE = 33  # the socket module does not name it
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _ENOUGH = 128  # bytes read of a packet: its headers
 _BUFFER_BYTES = 1 << 20
+_MOST_FRAMES = 1 << 16
 _ONE_TURN = 64  # packets read before other tasks get their turn
 
 _DPORT, _ACK = 2, 8  # offsets in the TCP header
@@ -62,6 +63,7 @@ class Paths:
         self._hop = hop
         self._config = config
         self._asks: dict[int, _Ask] = {}  # by the acknowledgement number that is expected
+        self._frames: dict[Way, Frames] = {}
         self._sender: RawSender | None = None
         # The upper half of every expected acknowledgement number. The socket filter passes nothing
         # else, so senders that have not seen our SYNs cannot fill the sockets.
@@ -103,12 +105,7 @@ class Paths:
         outer, ours = outer_source(config, way.backend, hop), hop.source
         if sender is None or hop.mac is None or ours in (None, way.vip) or outer is None:
             return None
-
-        def send(seq: int, flags: int, padding: int = 0) -> None:
-            segment = Segment(ours, port, way.vip, way.port, seq, 0, flags, padding)
-            data = frame(way, hop, segment.packet(), outer, config.gue_port)
-            sender.frame(hop.ifindex, data)
-
+        frames = self._frames_of(way, hop, outer, config.gue_port)
         count = next(self._count)
         expected = self._secret << 16 | count % 2**16
         # Ports are used in turn. A server that gets two SYNs from one port, at once or because our
@@ -117,16 +114,28 @@ class Paths:
         ask = self._asks[expected] = _Ask(way, port, asyncio.get_running_loop().create_future())
         try:
             # A server may not use the data of a SYN before it has the connection (RFC 9293).
-            send((expected - 1) % 2**32, SYN, padding(way, size) if size else 0)
+            seq, data = (expected - 1) % 2**32, padding(way, size) if size else 0
+            syn = frames.frame(port, seq, SYN, data)
+            sender.frame(hop.ifindex, syn)
             answer = await ask.answer
             if answer.flags & RST:
                 return Answer(refusal(way))
-            send(expected, RST)  # end the half-open connection
+            # End the half-open connection.
+            sender.frame(hop.ifindex, frames.frame(port, expected, RST))
         except NetworkError:
             return None
         finally:
             del self._asks[expected]
         return Answer(full=full_size(way, hop.mtu, answer.mss))
+
+    def _frames_of(self, way: Way, hop: NextHop, outer: Address, gue_port: int) -> Frames:
+        """Return what makes the frames by a way, as long as its next hop stays the same."""
+        frames = self._frames.get(way)
+        if frames is None or frames.basis != (hop, outer, gue_port):
+            if len(self._frames) >= _MOST_FRAMES:  # mostly of ways that are no longer in use
+                self._frames.clear()
+            frames = self._frames[way] = Frames(way, hop, outer, gue_port)
+        return frames
 
     def _read(self, heard: socket.socket, version: int) -> None:
         for _ in range(_ONE_TURN):

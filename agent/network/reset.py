@@ -15,13 +15,21 @@ class RawSender:
     """Sends frames and packets as given. Use it with ``with``. NetworkError if sending fails."""
 
     def __init__(self) -> None:
-        self._frames = _raw(socket.AF_PACKET, 0)  # 0: receives nothing
+        _raw(socket.AF_PACKET, 0).close()  # finds out now whether this is allowed
+        self._frames: dict[int, socket.socket] = {}  # by interface, opened when needed
         self._packets: dict[int, socket.socket] = {}  # by IP version, opened when needed
 
     def frame(self, ifindex: int, data: bytes) -> None:
         """Send a whole frame out of an interface."""
         try:
-            self._frames.sendto(data, (socket.if_indextoname(ifindex), 0))
+            try:
+                self._frames[ifindex].send(data)
+            except (KeyError, OSError):
+                # There is no socket yet, or its interface has gone; there may be a new one.
+                if (stale := self._frames.pop(ifindex, None)) is not None:
+                    stale.close()
+                self._frames[ifindex] = _bound(ifindex)
+                self._frames[ifindex].send(data)
         except OSError as error:
             raise NetworkError(f"a frame cannot be sent: {error}", where="resets") from error
 
@@ -39,7 +47,7 @@ class RawSender:
             ) from error
 
     def close(self) -> None:
-        for each in (self._frames, *self._packets.values()):
+        for each in (*self._frames.values(), *self._packets.values()):
             each.close()
 
     def __enter__(self) -> Self:
@@ -52,6 +60,20 @@ class RawSender:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _bound(ifindex: int) -> socket.socket:
+    """Return a packet socket that sends by one interface.
+
+    An unbound one needs the interface's name for each frame, which takes four system calls.
+    """
+    opened = _raw(socket.AF_PACKET, 0)  # 0: receives nothing
+    try:
+        opened.bind((socket.if_indextoname(ifindex), 0))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _raw(family: socket.AddressFamily, protocol: int) -> socket.socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Self
 
 from agent.model import Address, Protocol
@@ -13,6 +13,8 @@ SYN, RST, ACK = 0x02, 0x04, 0x10
 _TTL = 64
 _WINDOW = 512  # of an ACK; it offers nothing, because the ACK's position is not accepted
 _DF = 0x4000
+_TCP = struct.Struct("!HHIIBBHHH")
+_HEADER = _TCP.size
 _END, _NOTHING, _MSS = 0, 1, 2  # kinds of TCP options
 
 
@@ -59,8 +61,9 @@ class Segment:
         ends = data[8:40] if version == 6 else data[12:20]
         half = len(ends) // 2
         source_port, to_port, seq, ack, size, flags = struct.unpack_from("!HHIIBB", data, start)
-        source, to = ip_address(ends[:half]), ip_address(ends[half:])
-        mss = _announced(data[start + 20 : start + (size >> 4) * 4])
+        kind = IPv6Address if version == 6 else IPv4Address
+        source, to = kind(int.from_bytes(ends[:half])), kind(int.from_bytes(ends[half:]))
+        mss = _announced(data[start + 20 : start + (size >> 4) * 4]) if flags & SYN else 0
         return cls(source, source_port, to, to_port, seq, ack, flags, mss=mss)
 
     def _tcp(self) -> bytes:
@@ -73,6 +76,30 @@ class Segment:
         pseudo += struct.pack("!II", len(bare) + self.padding, Protocol.TCP.number)
         head = struct.pack("!HHIIBBHHH", *fields, checksum(pseudo + bare), 0)
         return head + bytes(self.padding)  # zeros add nothing to the checksum
+
+
+class Stencil:
+    """Makes TCP headers between two ends that differ only in source port, sequence number and
+    flags. The bytes are those of ``Segment``, which takes many times as long.
+    """
+
+    __slots__ = ("_sum", "_to_port")
+
+    def __init__(self, source: Address, to: Address, to_port: int) -> None:
+        pseudo = source.packed + to.packed + struct.pack("!II", _HEADER, Protocol.TCP.number)
+        self._sum = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo)) + to_port
+        self._to_port = to_port
+
+    def tcp(self, source_port: int, seq: int, flags: int) -> bytes:
+        """Return the TCP header of a segment without data that acknowledges nothing."""
+        window = _WINDOW if flags & (ACK | SYN) else 0
+        total = self._sum + source_port + (seq >> 16) + (seq & 0xFFFF)
+        total += (5 << 12) + flags + window
+        total = (total & 0xFFFF) + (total >> 16)
+        total = (total & 0xFFFF) + (total >> 16)
+        check = ~total & 0xFFFF
+        fields = (source_port, self._to_port, seq, 0, 5 << 4, flags, window, check, 0)
+        return _TCP.pack(*fields)
 
 
 def _announced(options: bytes) -> int:

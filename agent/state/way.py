@@ -9,7 +9,7 @@ VIP, takes off the outer header, and its server listens on the VIP.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.model import (
     NO_MAC,
@@ -22,7 +22,7 @@ from agent.model import (
     Service,
     Via,
 )
-from agent.state.segment import checksum
+from agent.state.segment import SYN, Segment, Stencil, checksum
 
 # Source ports of the SYNs: below those that the kernel assigns by itself.
 FIRST_PORT, LAST_PORT = 20_480, 24_575
@@ -64,6 +64,16 @@ class Way:
     port: int
     backend: Address
 
+    # Ways are keys of mappings that each check uses, and hashing an address takes long.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        key = self.forward, self.vip, self.port, self.backend
+        object.__setattr__(self, "_hash", hash(key))
+
+    def __hash__(self) -> int:
+        return self._hash
+
 
 def has_way(service: Service) -> bool:
     """Return whether a service's backends can be checked through the VIP."""
@@ -98,6 +108,33 @@ def frame(way: Way, hop: NextHop, packet: bytes, tunnel_source: Address, gue_por
     version = way.backend.version if way.forward.is_tunnel else way.vip.version
     macs = _mac(hop.mac or NO_MAC) + _mac(hop.source_mac)
     return macs + tags + _ETHERTYPE[version].to_bytes(2) + packet
+
+
+class Frames:
+    """Makes the frames of one way. What all the small ones have in common is made once."""
+
+    __slots__ = ("_head", "_ours", "_stencil", "_way", "basis")
+
+    def __init__(self, way: Way, hop: NextHop, tunnel_source: Address, gue_port: int) -> None:
+        if hop.source is None:
+            raise ValueError("without a source no frame can be made")
+        self._way, self._ours = way, hop.source
+        self.basis = hop, tunnel_source, gue_port  # what the frames depend on besides the way
+        self._stencil = Stencil(hop.source, way.vip, way.port)
+        # The outer checksum of GUE fits all small frames, because a TCP segment with its checksum
+        # always has the same sum.
+        self._head = self._made(0, 0, SYN, 0)[: -len(self._stencil.tcp(0, 0, SYN))]
+
+    def frame(self, source_port: int, seq: int, flags: int, data: int = 0) -> bytes:
+        """Return the frame with a segment from a port of ours, with ``data`` bytes of zeros."""
+        if data:
+            return self._made(source_port, seq, flags, data)
+        return self._head + self._stencil.tcp(source_port, seq, flags)
+
+    def _made(self, source_port: int, seq: int, flags: int, data: int) -> bytes:
+        way = self._way
+        segment = Segment(self._ours, source_port, way.vip, way.port, seq, 0, flags, data)
+        return frame(way, self.basis[0], segment.packet(), *self.basis[1:])
 
 
 def full_size(way: Way, mtu: int, mss: int) -> int:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from agent import sockfilter
+from agent.errors import NetworkError
 from agent.model import Config, Forward
 from agent.network import paths
 from agent.network.paths import Paths
+from agent.network.reset import RawSender
 from agent.state.segment import ACK, RST, SYN, Segment
 from agent.state.way import FIRST_PORT, LAST_PORT, Answer, Way, refusal
 from tests.netns.cable import PEER, PEER6, PEER_MAC, Net, Watch, follow, ip, run_in, wired
@@ -145,6 +147,47 @@ def test_what_cannot_be_asked_is_not_held_against_the_server(net: Net, version: 
         assert await asked.ask(elsewhere) is None
 
     asking(net, version, story)
+
+
+def test_an_interface_that_was_made_anew_is_used(net: Net):
+    """A packet socket stays bound to the one that has gone, even if the new one has its number."""
+    frame = b"\xff" * 12 + b"\x88\xb5" + bytes(46)
+
+    async def story() -> None:
+        with RawSender() as sender:
+            for _ in range(3):
+                ip(
+                    *[
+                        "link",
+                        "add",
+                        "name",
+                        "pair0",
+                        "index",
+                        "77",
+                        "type",
+                        "veth",
+                        "peer",
+                        "name",
+                        "pair1",
+                    ]
+                )
+                ip(*["link", "set", "pair0", "up"])
+                ip(*["link", "set", "pair1", "up"])
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as heard:
+                    heard.bind(("pair1", 0x88B5))
+                    heard.settimeout(0.2)
+                    async with asyncio.timeout(60):
+                        while True:  # the kernel takes a moment to use a new interface
+                            sender.frame(77, frame)
+                            with contextlib.suppress(TimeoutError):
+                                assert heard.recv(100) == frame
+                                break
+                            await asyncio.sleep(0)
+                ip(*["link", "del", "pair0"])
+                with pytest.raises(NetworkError):
+                    sender.frame(77, frame)
+
+    run_in(net.us, story)
 
 
 @families

@@ -4,6 +4,8 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.model import (
     Backend,
@@ -16,8 +18,9 @@ from agent.model import (
     ServiceKey,
     Via,
 )
-from agent.state.segment import SYN, Segment
+from agent.state.segment import RST, SYN, Segment
 from agent.state.way import (
+    Frames,
     Way,
     frame,
     full_size,
@@ -75,6 +78,38 @@ def test_tags_are_put_on():
     made = frame(WAY, hop, packet, SERVER, 6080)
     assert made[:22].hex() == "02aa0000000102bb0000000288a80007810000640800"
     assert made[22:] == packet
+
+
+@pytest.mark.parametrize("forward", [each for each in Forward if not each.is_nat])
+@pytest.mark.parametrize(
+    ("vip", "server", "ours"),
+    [("10.9.0.100", "10.0.0.21", "10.0.0.1"), ("fd09::100", "fd00::21", "fd00::1")],
+)
+@given(
+    port=st.integers(0, 2**16 - 1),
+    seq=st.integers(0, 2**32 - 1),
+    flags=st.sampled_from([SYN, RST]),
+    data=st.sampled_from([0, 0, 0, 1, 1400]),
+)
+def test_frames_that_are_made_in_part_before_are_those_that_are_made_anew(
+    forward: Forward, vip: str, server: str, ours: str, port: int, seq: int, flags: int, data: int
+):
+    way = Way(forward, ip_address(vip), 80, ip_address(server))
+    source, outer = ip_address(ours), ip_address(ours) + 7
+    hop = NextHop(way.backend, 2, "02:aa:00:00:00:01", "02:bb:00:00:00:02", 1500, True, source)
+    packet = Segment(source, port, way.vip, 80, seq, 0, flags, data).packet()
+    wanted = frame(way, hop, packet, outer, 6080)
+    assert Frames(way, hop, outer, 6080).frame(port, seq, flags, data) == wanted
+
+
+def test_ways_are_told_apart():
+    others = [
+        replace(WAY, forward=Forward.IPIP),
+        replace(WAY, vip=VIP + 1),
+        replace(WAY, port=81),
+        replace(WAY, backend=SERVER + 1),
+    ]
+    assert len({WAY, replace(WAY), *others}) == 1 + len(others)
 
 
 def test_what_fails_says_where_to_look():
