@@ -351,10 +351,10 @@ def with_checks(size: Size) -> Iterator[Figure]:
         last = _FIRST_BACKEND + (dead - 1)
         rule = f"ip daddr {_FIRST_BACKEND}-{last} tcp dport {_PORT} drop"
         chain = f"chain input {{\ntype filter hook input priority 0\n{rule}\n}}"
-        before, began = agent.events("health", new="down"), time.monotonic()
+        before, began = agent.events("backend", new="down"), time.monotonic()
         nft = [*netns.entering(_BACKENDS), "nft", "-f", "-"]
         subprocess.run(nft, input=f"table ip scale {{\n{chain}\n}}\n", text=True, check=True)
-        while agent.events("health", new="down") - before < dead:
+        while agent.events("backend", new="down") - before < dead:
             if time.monotonic() - began > 60:
                 raise LabError(f"{dead} dead backends are not all out after 60 s", where="checks")
             time.sleep(0.1)
