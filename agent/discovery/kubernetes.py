@@ -23,7 +23,7 @@ from agent.discovery.kubelogin import Identity, Login
 from agent.discovery.reading import http_session, http_words
 from agent.discovery.slices import Slice, merged, read_slice
 from agent.errors import DiscoveryError
-from agent.health.probe import duration
+from agent.health.outcome import duration
 from agent.model import Discover
 
 CHUNK = 500  # slices in one part of a list

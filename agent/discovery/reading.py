@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 
 from agent.errors import DiscoveryError
-from agent.health.probe import WORDS, tls_words
+from agent.health.outcome import WORDS, tls_words
 
 USER_AGENT = "steelyard-discovery"
 _MOST_TOKEN_BYTES = 16_384

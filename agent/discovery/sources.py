@@ -28,7 +28,7 @@ from agent.discovery.groups import MOST_BYTES, too_long
 from agent.discovery.kubernetes import answers
 from agent.discovery.reading import bearer, http_session, http_words, read_file, read_token
 from agent.errors import DiscoveryError
-from agent.health.probe import duration
+from agent.health.outcome import duration
 from agent.model import Discover
 
 if TYPE_CHECKING:

@@ -11,11 +11,14 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from agent.errors import NetworkError
+from agent.health.alarms import Alarms
+from agent.health.outcome import duration
 from agent.health.patience import Patience
-from agent.health.probe import duration
 from agent.health.probe import probe as probe_server
+from agent.health.prober import KINDS, Prober, Server
 from agent.health.rules import (
     SIZES_EVERY_S,
     ProbeResult,
@@ -28,11 +31,13 @@ from agent.health.rules import (
     next_delay_s,
     observe,
     proven,
+    reached,
     rechecked,
     suspended,
     unchecked,
     ways_to_ask,
 )
+from agent.health.turns import Turns
 from agent.logs import get_logger
 from agent.model import (
     Address,
@@ -54,6 +59,7 @@ MAX_PROBES_AT_ONCE = 512
 type OnChange = Callable[[BackendRef, HealthStatus, HealthStatus], None]
 type Through = Callable[[Way, int], Awaitable[Answer | None]]
 type Probe = Callable[[HealthCheck, Address, int, Patience], Awaitable[ProbeResult]]
+type Ask = Callable[[], Awaitable[ProbeResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +129,18 @@ class HealthMonitor:
         served: Callable[[BackendRef], int] = lambda _: 0,
         through: Through = _not_asked,
         *,
-        probe: Probe = probe_server,
+        probe: Probe | None = None,
     ) -> None:
         self._on_change = on_change
         self._on_silence = on_silence
         self._blocked = blocked
         self._served = served
         self._through = through
-        self._resumed = asyncio.Event()  # replaced by a new one each time it is set
         self._probe = probe
-        self._patience = Patience()
+        alarms = Alarms()
+        self._patience = Patience(alarms)
+        self._prober = Prober(self._patience)
+        self._turns = Turns(alarms, MAX_PROBES_AT_ONCE)
         self._targets: dict[BackendRef, Target] = {}
         self._statuses: dict[BackendRef, HealthStatus] = {}
         self._members: dict[Key, list[BackendRef]] = {}  # the backends that share a check
@@ -142,7 +150,6 @@ class HealthMonitor:
         self._widely: set[str] = set()
         self._full: dict[Way, _Full] = {}  # the last full packet that was sent
         self._group: asyncio.TaskGroup | None = None
-        self._slots = asyncio.Semaphore(MAX_PROBES_AT_ONCE)
         self._complained = False
 
     def change(self, targets: Mapping[BackendRef, Target], gone: Collection[BackendRef]) -> None:
@@ -179,13 +186,12 @@ class HealthMonitor:
 
     def resume(self) -> None:
         """Check all targets soon, because a link is up again."""
-        self._resumed.set()
-        self._resumed = asyncio.Event()
+        self._turns.hasten(lambda: random.random() * RESUME_WITHIN_S)  # noqa: S311
 
     async def run(self) -> None:
         """Check until cancelled."""
         try:
-            with self._patience.watching():
+            with self._patience.watching(), self._prober.running():
                 async with asyncio.TaskGroup() as self._group:
                     for key in self._members:
                         self._start(key)
@@ -228,24 +234,35 @@ class HealthMonitor:
             name = f"health: {self._members[key][0]}"
             self._tasks[key] = self._group.create_task(self._check(key), name=name)
 
+    def _asking(self, check: HealthCheck, address: Address, port: int) -> Ask:
+        """Return what makes a check of a server once."""
+        if self._probe is None and check.kind in KINDS:
+            return partial(self._prober.ask, Server(check, address, port))
+        return partial(self._probe or probe_server, check, address, port, self._patience)
+
     async def _check(self, key: Key) -> None:
         loop = asyncio.get_running_loop()
         asked, address, port, _ = key
         members = self._members[key]
-        turns = itertools.count()
+        asks: dict[CheckKind, Ask] = {}
+        numbers = itertools.count()
         started = loop.time()
         completed = failed = -math.inf  # last completion answered, last check failed
         while True:
             statuses = [self._statuses[ref] for ref in members]
             luck = random.random()  # noqa: S311
             delay = min(next_delay_s(asked, one, luck) for one in statuses)
-            await self._pause(max(0.0, started + delay - loop.time()))
+            await self._turns.take(started + delay)
             try:
-                async with self._slots:
+                try:
                     started = loop.time()
                     check = due(asked, self._statuses[members[0]], started - completed)
                     served = self._served(members[0])
-                    result = await self._probe(check, address, port, self._patience)
+                    if check.kind not in asks:
+                        asks[check.kind] = self._asking(check, address, port)
+                    result = await asks[check.kind]()
+                finally:
+                    self._turns.give_back()
                 self._complained = False
                 if check.kind is CheckKind.COMPLETION:
                     result = excused(result, self._served(members[0]) - served)
@@ -257,7 +274,7 @@ class HealthMonitor:
                     await asyncio.sleep(LINK_NEWS_S)
                 if result.silent and not self._blocked(address, started):
                     self._on_silence(address)
-                results = await self._by_way(members, result, asked.timeout_s, next(turns))
+                results = await self._by_way(members, result, asked.timeout_s, next(numbers))
                 for ref in tuple(members):
                     if (
                         way := self._targets[ref].way
@@ -284,10 +301,10 @@ class HealthMonitor:
         found: dict[Way | None, ProbeResult] = {way: result for way, _ in known if way is None}
         if ways := ways_to_ask(known, turn):
             counts = {self._targets[ref].way for ref in refs if ref.service in self._widely}
-            asked = await asyncio.gather(
-                *(self._along(way, result, limit_s, way in counts) for way in ways)
-            )
-            found |= zip(ways, asked, strict=True)
+            asked = [self._along(way, result, limit_s, way in counts) for way in ways]
+            # Most servers have one way, and a task of its own for that would cost as much again.
+            results = [await asked[0]] if len(ways) == 1 else await asyncio.gather(*asked)
+            found |= zip(ways, results, strict=True)
         return found
 
     async def _along(
@@ -306,25 +323,24 @@ class HealthMonitor:
             return result
         if answer.wrong:
             return lost(answer.wrong)
-        reached = replace(result, reached=True)
-        return await self._widely_along(way, answer.full, reached, limit_s, counts)
+        return await self._widely_along(way, answer.full, reached(result), limit_s, counts)
 
     async def _widely_along(
-        self, way: Way, size: int, reached: ProbeResult, limit_s: float, counts: bool
+        self, way: Way, size: int, result: ProbeResult, limit_s: float, counts: bool
     ) -> ProbeResult:
         """Return the result with what became of a packet of ``size`` bytes, now or lately."""
         last, now = self._full.get(way, _NEVER), asyncio.get_running_loop().time()
         if size and is_full_due(now - last.sent_s, bool(last.lost), counts):
             passes = await self._passes(way, size, limit_s)
             if passes is None:
-                return reached
+                return result
             if passes:
                 self._full[way] = _Full(now)
-                return replace(reached, wide=True)
+                return replace(result, wide=True)
             if now - last.sized_s >= SIZES_EVERY_S or not last.lost:
                 last = _Full(now, await self._lost(way, size, limit_s), now)
             self._full[way] = last = replace(last, sent_s=now)
-        return replace(reached, ok=False, detail=last.lost, narrow=True) if last.lost else reached
+        return replace(result, ok=False, detail=last.lost, narrow=True) if last.lost else result
 
     async def _lost(self, way: Way, full: int, limit_s: float) -> str:
         """Say that full packets are lost, and find the largest size that arrives."""
@@ -349,15 +365,6 @@ class HealthMonitor:
             self._widely.add(ref.service)
         answered, widely = ref.service in self._answered, ref.service in self._widely
         return proven(result, self._statuses[ref], answered, widely)
-
-    async def _pause(self, delay_s: float) -> None:
-        """Wait until the next check is due, or a link is up again."""
-        try:
-            async with asyncio.timeout(delay_s):
-                await self._resumed.wait()
-        except TimeoutError:
-            return
-        await asyncio.sleep(random.random() * RESUME_WITHIN_S)  # noqa: S311
 
     def _take(self, ref: BackendRef, result: ProbeResult, since_s: float) -> None:
         old, target = self._statuses[ref], self._targets[ref]

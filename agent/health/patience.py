@@ -7,56 +7,110 @@ its servers answers in time, and take all of them out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from agent.health.alarms import Alarm, Alarms
 
 LOOK_S = 0.05  # between two looks at how late the event loop is
 NOTICED_S = 0.01  # lateness up to this is normal
 MOST = 4  # times the limit at most, so that even the busiest host finds a dead server
 
 
-@dataclass(slots=True)
 class Wait:
     """A wait for one server. Times are on the event loop's clock, in seconds."""
 
-    since_s: float
-    end_s: float
-    latest_s: float
-    granted_s: float = 0.0  # time that did not count
+    __slots__ = ("alarm", "end_s", "expire", "granted_s", "latest_s", "since_s")
+
+    def __init__(self, now_s: float, seconds: float, expire: Callable[[Wait], object]) -> None:
+        self.since_s = now_s
+        self.end_s = now_s + seconds
+        self.latest_s = now_s + MOST * seconds
+        self.granted_s = 0.0  # time that did not count
+        self.expire = expire
+        self.alarm: Alarm
+
+
+class Limit:
+    """Cancels the work in its block when its time is over, which then raises TimeoutError.
+
+    It does what ``asyncio.timeout`` does, at a third of the cost.
+    """
+
+    __slots__ = ("_cancelling", "_is_over", "_patience", "_seconds", "_task", "_wait")
+
+    def __init__(self, patience: Patience, seconds: float) -> None:
+        self._patience, self._seconds = patience, seconds
+        self._is_over = False
+        self._task: asyncio.Task[Any]
+        self._wait: Wait
+
+    async def __aenter__(self) -> Wait:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        self._task, self._cancelling = task, task.cancelling()
+        self._wait = self._patience.begin(self._seconds, self._cancel)
+        return self._wait
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._patience.end(self._wait)
+        # Whoever else has cancelled the task meanwhile goes before.
+        first = self._is_over and self._task.uncancel() <= self._cancelling
+        if first and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _cancel(self, _: Wait) -> None:
+        self._is_over = True
+        self._task.cancel()
 
 
 class Patience:
     """Time limits that are extended by the event loop's lateness while ``watching`` is open."""
 
-    def __init__(self) -> None:
-        self._waits: list[Wait] = []
+    def __init__(self, alarms: Alarms | None = None) -> None:
+        self._alarms = alarms or Alarms()
+        self._waits: set[Wait] = set()
         self._due_s: float | None = None  # the next look; None: ``watching`` is not open
 
-    @asynccontextmanager
-    async def timeout(self, seconds: float) -> AsyncIterator[Wait]:
-        """Like ``asyncio.timeout``, but extended; at most to ``MOST`` times ``seconds``."""
+    def begin(self, seconds: float, expire: Callable[[Wait], object]) -> Wait:
+        """Begin a wait. ``expire(wait)`` is called after ``seconds``, extended to ``MOST`` times
+        that at most, unless ``end(wait)`` is called before.
+        """
+        wait = Wait(asyncio.get_running_loop().time(), seconds, expire)
+        wait.alarm = self._alarms.at(wait.end_s, partial(self._ring, wait))
+        self._waits.add(wait)
+        return wait
+
+    def end(self, wait: Wait) -> None:
+        """End a wait before its time. It may have ended already."""
+        wait.alarm.cancel()
+        self._waits.discard(wait)
+
+    def timeout(self, seconds: float) -> Limit:
+        """Like ``asyncio.timeout``, but extended as ``begin`` says."""
+        return Limit(self, seconds)
+
+    def _ring(self, wait: Wait) -> None:
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        wait = Wait(now_s, now_s + seconds, now_s + MOST * seconds)
-        timer: asyncio.TimerHandle
+        self._look(loop.time())  # this alarm may ring just before the next look
+        if loop.time() < wait.end_s:
+            wait.alarm = self._alarms.at(wait.end_s, partial(self._ring, wait))
+        else:
+            # In the next turn, because an answer that came in this one counts.
+            loop.call_soon(self._expire, wait)
 
-        def end() -> None:
-            nonlocal timer
-            self._look(loop.time())  # this timer may run just before the timer of the next look
-            if (now_s := loop.time()) < wait.end_s:
-                timer = loop.call_at(wait.end_s, end)
-            else:
-                limit.reschedule(now_s)
-
-        timer = loop.call_at(wait.end_s, end)
-        self._waits.append(wait)
-        try:
-            async with asyncio.timeout(None) as limit:
-                yield wait
-        finally:
-            self._waits.remove(wait)
-            timer.cancel()
+    def _expire(self, wait: Wait) -> None:
+        if wait in self._waits:
+            self._waits.discard(wait)
+            wait.expire(wait)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

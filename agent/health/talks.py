@@ -1,4 +1,5 @@
-"""The dialogues of health checks: what each kind of check sends, and what it takes for an answer.
+"""The dialogues of the health checks that ``agent.health.prober`` does not make: what each kind of
+check sends, and what it takes for an answer.
 
 Each function takes a check, an address, a port and a Line, and returns whether the server is well,
 and why. Errors of the network (OSError, TimeoutError, aiohttp's) are left to
@@ -11,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -30,16 +30,18 @@ from yarl import URL
 
 from agent.errors import NetworkError
 from agent.health import grpc
+from agent.health.exchange import (
+    MOST_BYTES,
+    USER_AGENT,
+    Verdict,
+    exchange_of,
+    in_words,
+    payload,
+)
 from agent.model import Address, CheckKind, HealthCheck
 from agent.state.segment import checksum
 
-USER_AGENT = "steelyard-health-check"
-MOST_BYTES = 1 << 18  # how much of an answer is read
 _PIECE = 4096
-_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r\n]")
-_STATUS_LENGTH = len("HTTP/1.1 200 ")
-_FINAL, _SWITCHES = 200, 101
-_HTTP_PORT, _HTTPS_PORT = 80, 443
 WARN_DAYS = 14  # before a certificate expires
 _DAY_S = 86_400
 # For each IP version: family and protocol, the types of an echo request and its reply, and the
@@ -48,7 +50,6 @@ _ICMP = {
     4: ((socket.AF_INET, socket.IPPROTO_ICMP), (8, 0), (socket.IPPROTO_IP, 11)),
     6: ((socket.AF_INET6, socket.IPPROTO_ICMPV6), (128, 129), (socket.IPPROTO_IPV6, 25)),
 }
-_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS", "DELETE", "TRACE")
 MOST_WORDS = 200  # characters of a command's output that are shown
 COMMANDS_AT_ONCE = 32
 _ECHO_BYTES = 16  # identifier and sequence number of an echo, and its data
@@ -97,50 +98,15 @@ class Line:
         return self.heard or (self.end is not None and self.end.is_connected())
 
 
-type Verdict = tuple[bool, str]
 type Talk = Callable[[HealthCheck, Address, int, Line], Awaitable[Verdict]]
 
 
-async def _tcp(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """Connect; with ``send`` or ``expect`` also exchange data, like HAProxy's tcp-check."""
+# -- HTTPS
+
+
+async def _https(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
+    """Judge by the status, as without TLS, and note when a verified certificate expires."""
     started = time.monotonic()
-    if not check.send and check.expect is None:
-        (await _connected(address, port, line)).close()
-        return True, f"connected in {_milliseconds(started)}"
-    reader, writer = await asyncio.open_connection(str(address), port)
-    line.heard = True
-    try:
-        writer.write(payload(check.send))
-        if check.expect is None:
-            return True, f"connected in {_milliseconds(started)}"
-        wanted, received = payload(check.expect), b""
-        while wanted not in received:
-            piece = await reader.read(MOST_BYTES)
-            received += piece
-            if not piece or len(received) > MOST_BYTES:
-                took = f"{len(received)} bytes in {_milliseconds(started)}"
-                return False, f"{took}, without {check.expect!r}"
-        return True, f"{check.expect!r} in {_milliseconds(started)}"
-    finally:
-        writer.close()
-
-
-# -- HTTP
-
-
-async def _http(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    """Judge by the status. The body, which may be long, is not waited for."""
-    started = time.monotonic()
-    asked = _plain_status if check.kind is CheckKind.HTTP else _tls_status
-    status = await asked(check, address, port, line)
-    ok = any(low <= status <= high for low, high in check.expect_status)
-    detail = f"HTTP {status} in {_milliseconds(started)}"
-    if line.certificate_until is not None:
-        detail += _expiry(line.certificate_until - time.time())
-    return ok, detail if ok else f"{detail}, expected {_ranges(check.expect_status)}"
-
-
-async def _tls_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
     end = await _connected(address, port, line)
     reader, writer = await asyncio.open_connection(
         sock=end,
@@ -148,12 +114,21 @@ async def _tls_status(check: HealthCheck, address: Address, port: int, line: Lin
         server_hostname=check.host or str(address),
         limit=MOST_BYTES,
     )
+    note = ""
     try:
         found = writer.get_extra_info("peercert")  # empty where nothing is verified
         if found:
             line.certificate_until = ssl.cert_time_to_seconds(found["notAfter"])
-        writer.write(_request(check, address, port))
-        return await _status(reader.read)
+            note = _expiry(line.certificate_until - time.time())
+        exchange = exchange_of(check, address, port, note)
+        writer.write(exchange.request)
+        received = b""
+        while True:
+            piece = await reader.read(_PIECE)
+            received += piece
+            verdict = exchange.judge(received, not piece, time.monotonic() - started)
+            if verdict is not None:
+                return verdict
     finally:
         writer.transport.abort()
 
@@ -167,32 +142,6 @@ def _expiry(left_s: float) -> str:
     return f"; its certificate expires in {left}"
 
 
-async def _status(read: Callable[[int], Awaitable[bytes]]) -> int:
-    """Read an answer until its status is known, and return that."""
-    received = b""
-    while (status := _status_in(received)) is None:
-        piece = await read(_PIECE)
-        received += piece
-        if not received:
-            raise aiohttp.ServerDisconnectedError
-        if not piece or len(received) > MOST_BYTES:
-            raise aiohttp.ClientPayloadError("the answer is not HTTP")
-    return status
-
-
-async def _plain_status(check: HealthCheck, address: Address, port: int, line: Line) -> int:
-    """Ask for the status without a library. Only the first line of the answer counts here, and
-    making aiohttp's session for each check took as long as everything else (docs/scale.md).
-    """
-    loop = asyncio.get_running_loop()
-    end = await _connected(address, port, line)
-    try:
-        await loop.sock_sendall(end, _request(check, address, port))
-        return await _status(lambda most: loop.sock_recv(end, most))
-    finally:
-        end.close()
-
-
 async def _connected(address: Address, port: int, line: Line) -> socket.socket:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     end = line.open((family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
@@ -203,41 +152,6 @@ async def _connected(address: Address, port: int, line: Line) -> socket.socket:
         end.close()
         raise
     return end
-
-
-def _request(check: HealthCheck, address: Address, port: int) -> bytes:
-    literal = f"[{address}]" if address.version == 6 else str(address)
-    usual = _HTTPS_PORT if check.kind is CheckKind.HTTPS else _HTTP_PORT
-    host = check.host or (literal if port == usual else f"{literal}:{port}")
-    lines = [
-        # The path is sent exactly as the operator wrote it.
-        f"{check.method} {check.path} HTTP/1.1",
-        f"Host: {host}",
-        f"User-Agent: {USER_AGENT}",
-        "Accept: */*",
-        "Connection: close",
-        *(["Content-Length: 0"] if check.method not in _WITHOUT_BODY else []),
-    ]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def _status_in(received: bytes) -> int | None:
-    """Return the status in what has arrived of an answer (RFC 9112, section 4), or None if it has
-    not arrived yet. Interim responses are skipped (RFC 9110, section 15.2).
-    """
-    begin = 0
-    while len(received) - begin >= _STATUS_LENGTH:
-        found = _STATUS.match(received, begin)
-        if found is None:
-            raise aiohttp.ClientPayloadError("the answer is not HTTP")
-        status = int(found[1])
-        if status >= _FINAL or status == _SWITCHES:
-            return status
-        ends = received.find(b"\r\n\r\n", begin)
-        if ends < 0:
-            return None
-        begin = ends + 4
-    return None
 
 
 @asynccontextmanager
@@ -381,11 +295,6 @@ async def _udp(check: HealthCheck, address: Address, port: int, line: Line) -> V
     return False, f"{took}, without {check.expect!r}"
 
 
-def payload(written: str) -> bytes:
-    """Return the bytes that the operator wrote as a text, or as ``hex:`` and hex digits."""
-    return bytes.fromhex(written[4:]) if written.startswith("hex:") else written.encode()
-
-
 async def _dns(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
     """Expect NOERROR for a query; it is repeated over TCP if the answer is truncated."""
     import dns.asyncquery
@@ -486,9 +395,7 @@ def _environment(address: Address, port: int) -> dict[str, str]:
 
 
 TALKS: Mapping[CheckKind, Talk] = {
-    CheckKind.TCP: _tcp,
-    CheckKind.HTTP: _http,
-    CheckKind.HTTPS: _http,
+    CheckKind.HTTPS: _https,
     CheckKind.COMPLETION: _completion,
     CheckKind.GRPC: _grpc,
     CheckKind.UDP: _udp,
@@ -498,10 +405,5 @@ TALKS: Mapping[CheckKind, Talk] = {
 }
 
 
-def _ranges(ranges: tuple[tuple[int, int], ...]) -> str:
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
-
-
 def _milliseconds(started: float) -> str:
-    elapsed_ms = (time.monotonic() - started) * 1000
-    return f"{elapsed_ms:.0f} ms" if elapsed_ms >= 1 else "under 1 ms"
+    return in_words(time.monotonic() - started)

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Coroutine
 from typing import cast
 
-from agent.health.probe import WORDS, tls_words
+from agent.health.outcome import WORDS, tls_words
 from agent.health.talks import tls_context
 from agent.telemetry.asks import Target
 from agent.telemetry.framing import Answer, HttpAnswer, LineAnswer

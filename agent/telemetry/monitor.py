@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
 
-from agent.health.probe import duration
+from agent.health.outcome import duration
 from agent.logs import get_logger
 from agent.model import BackendRef
 from agent.telemetry.asks import Target, Topic, ask_of, is_asked

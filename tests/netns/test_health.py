@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -101,10 +102,11 @@ class Watch:
 
     monitor: HealthMonitor = field(init=False)
     told: list[str] = field(default_factory=list)
+    down: str = ""  # why nothing can leave
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.monitor = HealthMonitor(self._note)
+        self.monitor = HealthMonitor(self._note, blocked=lambda *_: self.down)
 
     def _note(self, _ref: BackendRef, old: HealthStatus, new: HealthStatus) -> None:
         self.told.append(f"{old.health.value} -> {new.health.value}")
@@ -196,6 +198,40 @@ def test_an_unreachable_server_is_down_not_an_error(net: Net) -> None:
         elsewhere = Target(HTTP, ip_address("192.0.2.99"), PORT)
         check_exactly(watch.monitor, {REF: elsewhere})
         assert (await watch.until_health(Health.DOWN)).reason == "network unreachable"
+
+    watch_in(net, story)
+
+
+@pytest.mark.parametrize("kind", [CheckKind.TCP, CheckKind.HTTP])
+def test_a_link_that_goes_down_during_a_check_is_no_verdict(net: Net, kind: CheckKind) -> None:
+    net.serve()
+    check = replace(HTTP, kind=kind, send="GET / HTTP/1.1\r\n\r\n", expect="200 OK")
+
+    async def story(watch: Watch) -> None:
+        check_exactly(watch.monitor, {REF: Target(check, SERVER, PORT)})
+        await watch.until_health(Health.UP)
+        assert net.server is not None
+        net.server.send_signal(signal.SIGSTOP)  # its kernel takes connections, and nothing answers
+        talks = watch.monitor._prober._talks
+        async with asyncio.timeout(60):
+            while not any(talk.is_connected for talk in talks.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        ip("-n", net.us, "link", "set", "eth0", "down")
+        watch.down = "eth0 is down"
+        async with asyncio.timeout(60):
+            while "not checked" not in watch.monitor.status(REF).reason:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)  # the next ones find no route
+        status = watch.monitor.status(REF)
+        assert (status.health, status.reason) == (Health.UP, "not checked: eth0 is down")
+        net.server.send_signal(signal.SIGCONT)
+        ip("-n", net.us, "link", "set", "eth0", "up")
+        watch.down = ""
+        watch.monitor.resume()
+        async with asyncio.timeout(60):
+            while watch.monitor.status(REF).passes < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert watch.told == ["checking -> up"]
 
     watch_in(net, story)
 

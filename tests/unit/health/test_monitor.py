@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from agent.errors import NetworkError
+from agent.health import monitor as module
 from agent.health.monitor import HealthMonitor, Target
 from agent.health.patience import Patience
 from agent.health.rules import ProbeResult, adopted
@@ -312,6 +315,46 @@ def test_thousands_of_backends_get_their_first_verdict() -> None:
         await watch.until(lambda: len(watch.changes) == len(targets))
 
     play(story)
+
+
+def test_there_is_room_for_so_many_probes_and_the_others_wait_for_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when some of them are removed while they wait, or while they are asked."""
+    monkeypatch.setattr(module, "MAX_PROBES_AT_ONCE", 4)
+    now = most = 0
+    asked: set[Address] = set()
+    go_on = asyncio.Event()
+
+    async def probe(_check: HealthCheck, address: Address, *_: object) -> ProbeResult:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            await go_on.wait()
+        finally:
+            now -= 1
+        asked.add(address)
+        return ProbeResult(True, "", 1.0)
+
+    async def story() -> None:
+        monitor = HealthMonitor(lambda *_: None, probe=probe)
+        refs = [BackendRef("chat", f"gpu-{n}") for n in range(20)]
+        targets = {ref: replace(TARGET, address=TARGET.address + n) for n, ref in enumerate(refs)}
+        monitor.change(targets, ())
+        running = asyncio.create_task(monitor.run())
+        await _until(lambda: now == 4)
+        monitor.change({}, refs[:10])  # some of these are asked, others wait
+        await _until(lambda: now == 4)
+        go_on.set()
+        wanted = {targets[ref].address for ref in refs[10:]}
+        await _until(lambda: wanted <= asked)
+        running.cancel()
+        await asyncio.wait([running])
+        assert monitor._turns.room == 4
+
+    asyncio.run(story())
+    assert most == 4
 
 
 def test_a_link_that_is_down_is_no_verdict_on_who_is_behind_it() -> None:

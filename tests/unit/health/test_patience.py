@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from agent.health import patience as module
-from agent.health.patience import MOST, Patience
+from agent.health.patience import MOST, Patience, Wait
 
 LIMIT_S = 0.1
 
@@ -89,5 +89,52 @@ def test_what_was_held_up_before_the_wait_gives_it_nothing() -> None:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert wait.granted_s <= module.LOOK_S + 1e-9
+
+    play(story)
+
+
+def test_whoever_cancels_a_task_is_not_mistaken_for_its_time_limit() -> None:
+    async def story(patience: Patience) -> None:
+        async def wait() -> None:
+            async with patience.timeout(60.0):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    play(story)
+
+
+def test_a_limit_within_a_limit_ends_alone() -> None:
+    async def story(patience: Patience) -> None:
+        async with patience.timeout(60.0):
+            try:
+                async with patience.timeout(0.01):
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                task = asyncio.current_task()
+                assert task is not None
+                assert task.cancelling() == 0
+                await asyncio.sleep(0.01)  # nothing is left of the cancellation
+                return
+        raise AssertionError
+
+    play(story)
+
+
+def test_a_wait_that_was_ended_does_not_expire_not_even_in_the_same_turn() -> None:
+    expired: list[Wait] = []
+
+    async def story(patience: Patience) -> None:
+        loop = asyncio.get_running_loop()
+        wait = patience.begin(0.02, expired.append)
+        loop.call_at(wait.end_s, patience.end, wait)
+        await asyncio.sleep(0.1)
+        other = patience.begin(0.01, expired.append)
+        await asyncio.sleep(0.1)
+        assert expired == [other]
 
     play(story)

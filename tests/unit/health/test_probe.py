@@ -283,9 +283,9 @@ def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> No
     async def full(*_args: object) -> tuple[bool, str]:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(probe_module, "TALKS", {CheckKind.TCP: full})
+    monkeypatch.setattr(probe_module, "TALKS", {CheckKind.HTTPS: full})
     with pytest.raises(NetworkError, match="Too many open files"):
-        asyncio.run(probe(TCP, LOOPBACK, 1, Patience()))
+        asyncio.run(probe(HTTPS, LOOPBACK, 1, Patience()))
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from agent.health.exchange import payload
 from agent.health.grpc import request, serving
 from agent.health.patience import Patience
 from agent.health.probe import probe
 from agent.health.rules import ProbeResult
-from agent.health.talks import payload
 from agent.model import CheckKind, HealthCheck
 from tests.unit.health.test_probe import babbling, http_server, raw_server, silent
 
