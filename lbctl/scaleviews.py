@@ -79,6 +79,8 @@ def why(row: Row) -> str:
             return f"no fewer than now, because this is unknown: {' and '.join(silent)}"
         case "no_backend":
             held = row["held_clients"]
+            if held == 1:
+                return "no backend is usable, and a client waits"
             who = humanise.plural(held, "client") if held else "clients"
             return f"no backend is usable, and {who} wait"
         case "min" | "max" as bound:

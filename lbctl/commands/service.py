@@ -193,7 +193,7 @@ def _show_view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("health check", _check(data["health_check"])),
         ("timeouts", ", ".join(f"{name} {duration(timeouts[name])}" for name in timeouts)),
         ("down flows", _DOWN_FLOWS.get(data["down_flows"], data["down_flows"])),
-        ("no backend", _NO_BACKEND.get(data["no_backend"], data["no_backend"])),
+        ("no backend", _no_backend(data)),
         ("load", views.load(data)),
         ("telemetry", loadviews.telemetry(data)),
         ("weights", loadviews.weights(data)),
@@ -290,6 +290,12 @@ _NO_BACKEND = {
     "any": "any (without a usable backend, all that can be reached get new flows)",
     "hold": "hold (without a usable backend, clients wait for one)",
 }
+
+
+def _no_backend(data: Mapping[str, Any]) -> str:
+    text = _NO_BACKEND.get(data["no_backend"], data["no_backend"])
+    held = data.get("held_clients")
+    return f"{text}; waiting now: {held}" if held else text
 
 
 def _syn_protection(data: Mapping[str, Any]) -> str:

@@ -134,6 +134,13 @@ def test_service_show_tells_of_flows_without_room(agent, run):
     assert "5,000 flows found no room" in run("service", "show", "chat").out
 
 
+def test_clients_that_wait_for_a_backend_are_counted(run, agent):
+    agent.services[0] |= {"no_backend": "hold", "held_clients": 0}
+    assert "clients wait for one)\n" in run("service", "show", "chat").out
+    agent.services[0] |= {"held_clients": 3}
+    assert "clients wait for one); waiting now: 3\n" in run("service", "show", "chat").out
+
+
 def test_service_show_tells_whether_clients_are_challenged(agent, run):
     assert "SYN protection" not in run("service", "show", "chat").out
     agent.services[0] |= {"syn_protection": "auto"}

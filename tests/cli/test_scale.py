@@ -50,6 +50,10 @@ def test_one_service_is_asked_for_by_its_name(agent, run):
             {"wanted_because": "no_backend", "held_clients": 3},
             "no backend is usable, and 3 clients wait",
         ),
+        (
+            {"wanted_because": "no_backend", "held_clients": 1},
+            "no backend is usable, and a client waits",
+        ),
         ({"wanted_because": "requests"}, "20 requests, 32 for each"),
         ({"wanted_because": "unknown", "load": UNKNOWN | {"connections": 9}},
          "no fewer than now, because this is unknown: requests"),
