@@ -26,6 +26,12 @@ def _packet(*names: str) -> tuple[str, ...]:
 
 
 BPF = (
+    Mutant("held: clients behind one address take each other's place", "bpf/hold.h",
+           "key->sport = p->sport;", "key->sport = 0;", _packet("hold")),
+    Mutant("held: packets in the middle of a connection wait", "bpf/hold.h",
+           "if (!begins_connection(p))\n\t\treturn false;", "", _packet("hold")),
+    Mutant("held: the last bytes of a SYN are lost", "bpf/hold.h",
+           "held->frame[at] = *((__u8 *)data + at);", "held->frame[at] = 0;", _packet("hold")),
     Mutant("an inner VLAN tag that changes is not remembered", "bpf/wayback.h",
            "way[1] == from[1] && (__u32)way[2] == tags[1] &&", "way[1] == from[1] &&",
            _packet("nat", "frame")),
@@ -280,6 +286,15 @@ AGENT = (
     Mutant("a few late answers miss an objective", "agent/state/slo.py",
            "return self.late >= LEAST_LATE and self.late > may_be", "return self.late > may_be",
            ("unit/state/test_slo.py",)),
+    Mutant("held: a SYN with an unfinished checksum is sent as it is", "agent/dataplane/held.py",
+           "if found != ~checksum(pseudo) & 0xFFFF:", "if True:", _packet("hold")),
+    Mutant("held: clients that have given up are sent on", "agent/dataplane/held.py",
+           "syn is None or syn.age_s > HELD_S", "syn is None", _packet("hold")),
+    Mutant("held: clients wait until the next look", "agent/holding.py",
+           "if before - self._without:", "if False:", ("unit/test_holding.py",)),
+    Mutant("held: a service that is scaled to zero takes its node out", "agent/pair/agentstatus.py",
+           "if up[service.name] or service.no_backend is not NoBackend.HOLD", "if True",
+           ("unit/pair/test_agentstatus.py",)),
     Mutant("a load that is not known lets servers be stopped", "agent/state/scaling.py",
            "    if None in alone.values():", "    if False:",
            ("unit/state/test_scaling.py",)),

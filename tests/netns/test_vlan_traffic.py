@@ -6,6 +6,8 @@ Client and backend put tags on and take them off by a program, so that this need
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -13,9 +15,11 @@ import pytest
 from pyroute2 import IPRoute
 
 from agent.dataplane import attach, helpers
+from agent.dataplane.held import HeldSyns
 from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.objects import load_program
-from agent.model import Forward, Hook, Nat
+from agent.model import Forward, Hook, Nat, NoBackend
+from agent.network.reset import RawSender
 from tests.netns.cable import ip
 from tests.netns.segment import (
     BACKEND,
@@ -29,6 +33,7 @@ from tests.netns.segment import (
     serving,
     upload,
 )
+from tests.netns.site import wait_until
 from tests.packet.harness import backend, service
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
@@ -135,6 +140,11 @@ def show_tags(on: Segment, hook: Hook) -> None:
             helpers.attach_pass("balancer")
 
 
+NO_SYN = (
+    "add table ip no-syn",
+    "add chain ip no-syn out { type filter hook output priority 0 ; }",
+    "add rule ip no-syn out tcp flags & (syn | ack) == syn drop",
+)
 WAYS = {
     "one": (Forward.DSR, Tags(10), Tags(10)),
     "two": (Forward.DSR, Tags(5, 7), Tags(5, 7)),
@@ -168,3 +178,35 @@ def test_a_flow_goes_on_with_the_tags_of_the_way_to_its_backend(
         upload(on, BYTES)
         assert rig.counts("a").bytes >= BYTES
         assert not any(rig.service_counts().drops.values())
+
+
+def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
+    """Under tc the outer tag is not in the frame. The client sends no SYN again."""
+    with (
+        segment("st-vh", 1500) as on,
+        serving(on),
+        balancing(on, Hook.TC) as rig,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        know(on)
+        tag(on, "client", Tags(5, 7))
+        tag(on, "backend", Tags(20))
+        nat = Nat(sources_v4=(ip_address(BALANCER),))
+        web = service(
+            backend("a", BACKEND), vip=VIP, forward=Forward.FULLNAT, no_backend=NoBackend.HOLD
+        )
+        rig.serve(web, nat=nat, down=("a",))
+        uploaded = pool.submit(upload, on, BYTES)
+        syns = HeldSyns(rig.dataplane)
+        wait_until("the SYN is held", lambda: syns.read(time.monotonic_ns()))
+        for rule in NO_SYN:
+            on.run("client", "nft", *rule.split())
+        (syn,) = syns.read(time.monotonic_ns())
+        rig.serve(web, vlans={"a": Tags(20).vlans}, nat=nat)
+        (entry,) = rig.view().contents.services.values()
+        with inside(on.name("balancer")), RawSender() as sender:
+            frame = syns.send(syn, entry)
+            assert frame is not None
+            sender.frame(frame.ifindex, frame.data)
+        uploaded.result(timeout=120)
+        assert rig.counts("a").bytes >= BYTES
