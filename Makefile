@@ -8,8 +8,8 @@ PYTHON := $(BIN)/python
 STAMP := $(VENV)/.steelyard-setup
 C_FILES = $(shell find bpf bench -name '*.[ch]' ! -path 'bpf/kernel/*')
 # Modules that write a page of docs/, the figures that others quote, or the dashboards, or with --check say that they are stale.
-REFERENCES := agent.config.reference agent.failover.reference agent.metrics.reference \
-	lbctl.reference lbctl.audit.reference deploy.grafana.generate bench.quoted
+REFERENCES := agent.api.reference agent.config.reference agent.failover.reference \
+	agent.metrics.reference lbctl.reference lbctl.audit.reference deploy.grafana.generate bench.quoted
 
 # Byte code is kept, whatever the caller's shell says: to compile its modules anew was a third of
 # what a start of the agent costs, and the tests start hundreds.

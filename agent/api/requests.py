@@ -39,7 +39,7 @@ ROLLBACK_FIELDS = ("version", "service", *HOW_FIELDS)
 EVENT_PARAMETERS = ("since_s", "after", "service", "backend", "level", "event", "limit")
 DIFF_PARAMETERS = ("old", "new")
 MAX_EVENTS = 10_000
-_MOST = 10**9
+MAX_NUMBER = 10**9
 MOVE_FIELDS = ("instance", "force", "dry_run", "message")
 FLOW_PARAMETERS = ("service", "backend", "client", "state", "limit", "hottest")
 TRACE_PARAMETERS = ("kind", "service", "sample", "filter")
@@ -335,12 +335,12 @@ def rollback_request(body: Mapping[str, object]) -> Rollback:
 
 def diff_request(given: Mapping[str, str]) -> tuple[int, int | None]:
     """Return the two versions that GET /v1/history/diff compares; None means what runs now."""
-    new = _number(given, "new", 1, _MOST) if "new" in given else None
+    new = _number(given, "new", 1, MAX_NUMBER) if "new" in given else None
     if "old" not in given:
         raise RequestError(
             "is missing", where="parameter old", remedy="use the number of a version: lbctl history"
         )
-    return _number(given, "old", 1, _MOST), new
+    return _number(given, "old", 1, MAX_NUMBER), new
 
 
 def event_query(given: Mapping[str, str], now: float) -> Query:
@@ -361,8 +361,8 @@ def event_query(given: Mapping[str, str], now: float) -> Query:
             remedy="use SERVICE/BACKEND, as in chat/gpu-1",
         )
     return Query(
-        now - _number(given, "since_s", 0, _MOST) if "since_s" in given else 0.0,
-        _number(given, "after", 0, _MOST) if "after" in given else 0,
+        now - _number(given, "since_s", 0, MAX_NUMBER) if "since_s" in given else 0.0,
+        _number(given, "after", 0, MAX_NUMBER) if "after" in given else 0,
         given.get("service"),
         backend,
         LogLevel(level),
@@ -463,7 +463,7 @@ def list_query(of: str, given: Mapping[str, str]) -> tuple[str, ListQuery]:
     return of, ListQuery(
         sorts[sort],
         limit,
-        _number(given, "offset", 0, _MOST) if "offset" in given else 0,
+        _number(given, "offset", 0, MAX_NUMBER) if "offset" in given else 0,
         given.get("service", ""),
         given.get("backend", ""),
         frozenset(filter(None, states)),

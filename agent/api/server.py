@@ -20,6 +20,7 @@ from agent.api import (
     failoverviews,
     guardviews,
     listen,
+    openapi,
     peer,
     requests,
     scaleviews,
@@ -191,6 +192,7 @@ class ApiServer:
                 web.post("/v1/failover/{verb}", self._move),
                 web.get("/metrics", self._metrics),
                 web.get("/healthz", self._healthz),
+                web.get("/v1/openapi.json", self._openapi),
             ]
         )
         app.on_shutdown.append(self._end_traces)
@@ -482,6 +484,10 @@ class ApiServer:
             return web.Response(text="ok\n")
         interface = self._control.config().interface
         return web.Response(status=503, text=f"not attached to {interface}\n")
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        parameters(request)
+        return await asyncio.to_thread(lambda: as_json(openapi.document()))
 
 
 def _peer(request: web.Request) -> peer.Peer | None:

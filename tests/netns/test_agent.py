@@ -17,11 +17,15 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.api import reference
 from agent.api.client import ApiRefusedError
+from agent.api.routes import ROUTES
 from agent.dataplane import abi
 from agent.journal import KEEP_S
 from agent.model import Forward, Hook
+from agent.state.events import EventKind
 from lbctl.lab import build, netns, processes
+from tests import described
 from tests.cli.terminal import Terminal
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
@@ -64,6 +68,35 @@ def test_what_init_writes_serves(lab: Site, tmp_path: Path) -> None:
         )
     finally:
         lab.edit("service.remove", service="chat")
+
+
+def test_every_read_of_the_api_answers_as_described(lab: Site) -> None:
+    socket = lab.lab.socket(lab.balancer)
+    (address,) = [a.ip for a in lab.lab.node("be1").links[0].addresses if a.version == 4]
+    backend = {"name": "gpu-1", "address": str(address)}
+    values = {"vip": "10.0.0.10", "port": 80, "protocol": "tcp", "backends": [backend]}
+    lab.edit("service.add", service="chat", values=values)  # the service of the examples
+    more = ("/v1/services/web", "/v1/list/services", "/v1/flows?limit=20", "/v1/events?limit=200")
+    asks = [(r.example, reference.curl(r, socket)) for r in ROUTES if r.method == "GET"]
+    asks += [(path, ["curl", "--unix-socket", str(socket), f"http://_{path}"]) for path in more]
+    kinds = ",".join(kind.value for kind in EventKind)
+    url = f"http://_/v1/trace?kind={kinds}&sample=1"
+    asks.append(("/v1/trace", ["curl", "-N", "--unix-socket", str(socket), url]))
+    try:
+        with lab.load(rate=100) as load:
+            load.wait()
+            for path, command in asks:
+                told = ("-sS", "-w", "\n%{http_code} %{content_type}", "-m", "3")
+                done = lab.run(lab.balancer.name, *command, *told)
+                is_endless = path.startswith("/v1/trace")
+                assert done.returncode == (28 if is_endless else 0), (path, done.stderr)
+                text, _, end = done.stdout.rpartition("\n")
+                assert end.startswith("200 "), (path, text)
+                described.check("GET", path, 200, end[4:].partition(";")[0], text)
+                if path == "/v1/trace":
+                    assert '"event":"pick"' in text
+    finally:
+        lab.edit("service.remove", service="chat", confirmed=True)
 
 
 def test_a_change_for_a_time_ends_though_the_agent_is_killed(lab: Site) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from agent.api.client import ApiRefusedError
 from lbctl.lab import netns, processes
+from tests import described
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
 PORT = 8099
@@ -98,7 +99,9 @@ def up(here: Site) -> list[str]:
 
 
 def shown(here: Site) -> Any:
-    (found,) = here.get("/v1/discovery")["sources"]
+    answer = here.get("/v1/discovery")
+    described.check_shape(("Sources",), answer)
+    (found,) = answer["sources"]
     return found
 
 

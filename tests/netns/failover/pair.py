@@ -20,6 +20,7 @@ from bench.peers import load
 from lbctl.lab import build, documents, failover, netns, processes
 from lbctl.lab.failover import BACKUP, MASTER
 from lbctl.lab.topology import Lab, Node, Role
+from tests import described
 from tests.netns import peers
 from tests.netns.failover import crowd
 from tests.netns.failover.crowd import Crowd
@@ -119,7 +120,9 @@ class Pair:
 
     def problems(self, balancer: Node) -> set[str]:
         """By kind, of all virtual routers of a balancer."""
-        instances = self.at(balancer).get("/v1/failover")["instances"]
+        answer = self.at(balancer).get("/v1/failover")
+        described.check_shape(("Failover",), answer)
+        instances = answer["instances"]
         return {problem["kind"] for each in instances for problem in each["problems"]}
 
     def await_problems(self, *kinds: str) -> None:

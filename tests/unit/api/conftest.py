@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from agent.api import discoveryviews, failoverviews, guardviews, scaleviews, trace, views
 from agent.api.server import ApiServer
 from agent.config.edit import apply_edits
 from agent.config.load import parse
@@ -50,6 +51,7 @@ from agent.state.snapshot import (
     Snapshot,
 )
 from agent.state.tables import ServiceSlot
+from tests import described
 
 SERVER = ServiceSlot(ip_address("192.0.2.1"), 80, 6)
 
@@ -451,7 +453,9 @@ class Api:
             finally:
                 await server.stop()
 
-        return asyncio.run(asyncio.wait_for(ask(), 60))
+        answered = asyncio.run(asyncio.wait_for(ask(), 60))
+        described.check(method, target, *answered)
+        return answered
 
     def request(self, method, target, body=None):
         """Status and JSON of one answer."""
@@ -464,6 +468,45 @@ class Api:
 
     def post(self, target, **body):
         return self.request("POST", target, json.dumps(body).encode())
+
+
+# Views that make a whole body, or a part of one that has a name of its own.
+VIEWS = (
+    (views, "service", "Service"),
+    (views, "page", ("BackendPage", "ServicePage")),
+    (views, "versions", "History"),
+    (views, "events", "Events"),
+    (views, "flows", "Flows"),
+    (views, "explanation", "Explanation"),
+    (views, "error", "Error"),
+    (scaleviews, "scale", "Scale"),
+    (guardviews, "guard", "Guard"),
+    (guardviews, "tested", "GuardTest"),
+    (guardviews, "top", "Top"),
+    (failoverviews, "failover", "Failover"),
+    (failoverviews, "summary", "FailoverSummary"),
+    (failoverviews, "router", "Router"),
+    (discoveryviews, "sources", "Sources"),
+    (trace, "event", "TraceEvent"),
+    (trace, "lost", "TraceLost"),
+)
+
+
+@pytest.fixture(autouse=True)
+def documented(monkeypatch):
+    """Check that each view returns what the OpenAPI document says, in every test."""
+
+    def checked(view, names):
+        def call(*args, **kwargs):
+            body = view(*args, **kwargs)
+            described.check_shape(names, body)
+            return body
+
+        return call
+
+    for module, name, names in VIEWS:
+        names = (names,) if isinstance(names, str) else names
+        monkeypatch.setattr(module, name, checked(getattr(module, name), names))
 
 
 @pytest.fixture
