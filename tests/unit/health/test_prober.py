@@ -292,11 +292,13 @@ def test_an_end_of_the_agent_waits_for_no_server() -> None:
         before = open_files()
         async with served(mute) as port:
             running = asyncio.create_task(monitor.run())
+            checks = [replace(HTTP, path=f"/{n}") for n in range(50)]  # or they would be shared
             targets = {
-                BackendRef("chat", f"gpu-{n}"): Target(HTTP, LOOPBACK + n, port) for n in range(50)
+                BackendRef("chat", f"gpu-{n}"): Target(check, LOOPBACK, port)
+                for n, check in enumerate(checks)
             }
             monitor.change(targets, ())
-            await until(lambda: len(monitor._prober._talks) >= 40)
+            await until(lambda: len(monitor._prober._talks) == len(checks))
             running.cancel()
             async with asyncio.timeout(10):
                 await asyncio.wait([running])
