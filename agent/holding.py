@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
-from agent.dataplane.held import HeldSyn, HeldSyns
+from agent.dataplane.held import HeldSyns, Waiting
 from agent.dataplane.program import Dataplane
 from agent.errors import SteelyardError
 from agent.logs import get_logger
@@ -38,6 +38,7 @@ class Holding:
         self._without: frozenset[str] = frozenset()
         self._waiting: Mapping[str, int] = {}  # clients by service, as of the last look
         self._freed = asyncio.Event()
+        self._problem = ""
 
     def waiting(self, service: Service) -> int | None:
         """Return how many clients wait for a backend; None: the service lets none wait."""
@@ -60,40 +61,40 @@ class Holding:
             try:
                 await self.look(*now())
             except (SteelyardError, OSError) as error:
-                log.error("clients that wait for a backend are not sent on", problem=str(error))
+                self._complain(str(error))
             except Exception:  # this task's root: their own timers remain to the clients
                 log.exception("sending waiting clients on broke")
 
     async def look(self, seen: Situation, contents: TableContents) -> None:
         """Count the clients that wait, and send those on whose services have backends."""
         services = [each for each in seen.config.services if _holds(each)]
-        found: dict[int, list[HeldSyn]] = {}
-        if services:
-            for syn in await asyncio.to_thread(self._syns.read, time.monotonic_ns()):
-                found.setdefault(syn.service_id, []).append(syn)
+        if not services:
+            self._waiting = {}
+            return
+        found = await asyncio.to_thread(self._syns.read, time.monotonic_ns())
+        counts = found.by_service()
         entries = {entry.id: entry for entry in contents.services.values()}
-        before, waiting = self._waiting, {}
+        waiting = {}
         for service in services:
             ident = seen.ids.service_id(service)
-            syns = found.pop(ident, [])
-            if syns and ident in entries and not _waits(seen, service):
-                sent = await asyncio.to_thread(self._send, syns, entries[ident])
+            count = counts.pop(ident, 0)
+            if count and ident in entries and not _waits(seen, service):
+                sent = await asyncio.to_thread(self._send, found.of(ident), entries[ident])
                 log.info("clients that waited for a backend are served", service=service.name,
                          clients=sent)  # fmt: skip
-            elif syns:
-                waiting[service.name] = len(syns)
-        self._waiting = waiting
+            elif count:
+                waiting[service.name] = count
+        before, self._waiting = self._waiting, waiting
         for name in waiting.keys() - before.keys():
             log.warning("clients wait for a backend", service=name, clients=waiting[name])
-        for syns in found.values():  # their services are gone, or wait no longer
-            for syn in syns:
-                self._syns.forget(syn)
+        for ident in counts:  # their services are gone, or wait no longer
+            await asyncio.to_thread(self._syns.forget, found.of(ident).keys)
 
-    def _send(self, syns: Iterable[HeldSyn], entry: ServiceEntry) -> int:
-        """Send SYNs on, those of the longest silent clients first; return how many."""
+    def _send(self, found: Waiting, entry: ServiceEntry) -> int:
+        """Send SYNs on; return how many."""
         sent, problem = 0, ""
         with self._sender() as sender:
-            for syn in syns:
+            for syn in found.syns():
                 frame = self._syns.send(syn, entry)
                 if frame is None:
                     continue
@@ -102,9 +103,14 @@ class Holding:
                     sent += 1
                 except SteelyardError as error:  # the flow is recorded; the client's timer remains
                     problem = str(error)
-        if problem:
-            log.error("clients that wait for a backend are not sent on", problem=problem)
+        self._complain(problem)
         return sent
+
+    def _complain(self, problem: str) -> None:
+        """Log a problem once while it lasts; empty: there is none any more."""
+        if problem and problem != self._problem:
+            log.error("clients that wait for a backend are not sent on", problem=problem)
+        self._problem = problem
 
 
 def _holds(service: Service) -> bool:

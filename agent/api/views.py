@@ -140,6 +140,18 @@ def _cause(each: Cause, at: float) -> Json:
     }
 
 
+def _syn_protection(view: ServiceSnapshot) -> Json:
+    return {
+        "syn_protection": view.service.syn_protection.value,
+        "challenges_clients": view.challenges,
+        "syn_cookies": view.service.syn_cookies,
+        "gives_cookies": view.cookies,
+        "cookies_problem": view.cookies_problem,
+        "cookies_keys": list(view.cookies_keys),
+        "cookie_connections_total": view.cookies_taken,
+    }
+
+
 def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
     """Return a service with its backends.
 
@@ -157,16 +169,10 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "outlier": loadviews.outlier(configured),
         "slo": [loadviews.objective(each) for each in view.slo],
         "scale": scaleviews.scale(view),
-        "syn_protection": configured.syn_protection.value,
-        "challenges_clients": view.challenges,
-        "syn_cookies": configured.syn_cookies,
-        "gives_cookies": view.cookies,
-        "cookies_problem": view.cookies_problem,
-        "cookies_keys": list(view.cookies_keys),
+        **_syn_protection(view),
         "first_byte_is": view.first_byte,
         "affinity": loadviews.affinity(configured, view.home),
         "discover": configured.discover.source or None,
-        "cookie_connections_total": view.cookies_taken,
         "guard": configured.guard.value,
         "allow": list(configured.allow),
         "deny": list(configured.deny),

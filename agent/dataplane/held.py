@@ -15,6 +15,7 @@ from agent.dataplane.flowhash import flow_hash
 from agent.dataplane.flows import address_of, tagged
 from agent.dataplane.program import Dataplane
 from agent.dataplane.rerun import Frame, Rerun
+from agent.dataplane.tables import Table
 from agent.model import Address, Protocol
 from agent.state.segment import checksum
 from agent.state.tables import ServiceEntry
@@ -30,17 +31,43 @@ _IP = {0x0800: 4, 0x86DD: 6}
 
 @dataclass(frozen=True, slots=True)
 class HeldSyn:
-    """A SYN that waits: which client's, to which service id, and the frame as it came in."""
+    """A SYN that waits: which client's, to which VIP, and the frame as it came in."""
 
     key: bytes
-    service_id: int
     client: Address
     client_port: int
     vip: Address
     port: int
-    age_s: float
     ifindex: int
     frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The SYNs that wait, as rows of the table: ``keys`` (HELD_KEY) and ``rows`` (HELD_SYN).
+
+    They are parsed only to be sent on: anybody can fill the table, and it is read each second.
+    """
+
+    keys: Table
+    rows: Table
+
+    def by_service(self) -> dict[int, int]:
+        """Return how many wait, by service id."""
+        ids, counts = np.unique(self.rows["service"], return_counts=True)
+        return {int(ident): int(count) for ident, count in zip(ids, counts, strict=True)}
+
+    def of(self, service_id: int) -> Waiting:
+        """Return those of a service."""
+        keep = self.rows["service"] == service_id
+        return Waiting(self.keys[keep], self.rows[keep])
+
+    def syns(self) -> Iterator[HeldSyn]:
+        """Yield them, those that have waited longest for an answer first."""
+        for i in np.argsort(self.rows["ns"], kind="stable"):
+            syn = _syn(self.keys[i], self.rows[i])
+            if syn is not None:
+                yield syn
 
 
 class HeldSyns:
@@ -50,36 +77,40 @@ class HeldSyns:
         self._dataplane = dataplane
         self._rerun = Rerun(lambda: (dataplane.program.fd, dataplane.program.kind))
 
-    def read(self, now_ns: int) -> tuple[HeldSyn, ...]:
-        """Return those whose clients may still be waiting, the oldest first, and forget the others.
+    def read(self, now_ns: int) -> Waiting:
+        """Return those whose clients may still be waiting, and forget the others.
 
         ``now_ns``: by the monotonic clock. OSError if the table cannot be read.
         """
-        if not self._dataplane.features.hold:
-            return ()
-        fd = self._dataplane.program.tables["held_syns"]
-        sizes = abi.HELD_KEY.itemsize, abi.HELD_SYN.itemsize
-        found = []
-        for key, value in libbpf.map_batch(fd, *sizes, HELD_SYNS):
-            syn = _syn(key, value, now_ns)
-            if syn is None or syn.age_s > HELD_S:
-                libbpf.map_delete(fd, key)
-            else:
-                found.append(syn)
-        return tuple(sorted(found, key=lambda syn: -syn.age_s))
+        keys, values = b"", b""
+        if self._dataplane.features.hold:
+            sizes = abi.HELD_KEY.itemsize, abi.HELD_SYN.itemsize
+            keys, values = libbpf.map_batch(self._table, *sizes, HELD_SYNS)
+        found = Waiting(
+            np.frombuffer(keys, dtype=abi.HELD_KEY),
+            np.frombuffer(values, dtype=abi.HELD_SYN),
+        )
+        given_up = now_ns - found.rows["ns"].astype(np.int64) > HELD_S * 1e9
+        self.forget(found.keys[given_up])
+        return Waiting(found.keys[~given_up], found.rows[~given_up])
 
-    def forget(self, syn: HeldSyn) -> None:
-        """Take a SYN out of the table."""
-        libbpf.map_delete(self._dataplane.program.tables["held_syns"], syn.key)
+    @property
+    def _table(self) -> int:
+        return self._dataplane.program.tables["held_syns"]
+
+    def forget(self, keys: Table) -> None:
+        """Take the SYNs with these keys out of the table."""
+        for key in keys:
+            libbpf.map_delete(self._table, key.tobytes())
 
     def send(self, syn: HeldSyn, service: ServiceEntry) -> Frame | None:
-        """Run a SYN through the program, and forget it.
+        """Run a SYN through the program, and take it out of the table.
 
         Returns the frame for its backend. None: the program does not send it on, or has no room to
         record the flow; the client's timer remains.
         """
         tables = self._dataplane.tables
-        self.forget(syn)
+        libbpf.map_delete(self._table, syn.key)
         sent = self._rerun.send(syn.ifindex, syn.frame)
         if sent is None:
             return None
@@ -93,10 +124,8 @@ class HeldSyns:
         return None
 
 
-def _syn(key: bytes, value: bytes, now_ns: int) -> HeldSyn | None:
+def _syn(ends: Table, held: Table) -> HeldSyn | None:
     """Parse an element of the table; None: its frame is none that we know."""
-    ends = np.frombuffer(key, dtype=abi.HELD_KEY)[0]
-    held = np.frombuffer(value, dtype=abi.HELD_SYN)[0]
     frame = held["frame"][: int(held["len"])].tobytes()
     if held["tag"]:
         frame = frame[:12] + held["tag"].tobytes() + frame[12:]
@@ -104,13 +133,11 @@ def _syn(key: bytes, value: bytes, now_ns: int) -> HeldSyn | None:
     if family is None:
         return None
     return HeldSyn(
-        key=key,
-        service_id=int(held["service"]),
+        key=ends.tobytes(),
         client=address_of(ends["saddr"], family),
         client_port=int(ends["sport"]),
         vip=address_of(ends["daddr"], family),
         port=int(ends["dport"]),
-        age_s=(now_ns - int(held["ns"])) / 1e9,
         ifindex=int(held["ifindex"]),
         frame=finished(frame),
     )

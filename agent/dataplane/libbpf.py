@@ -431,16 +431,16 @@ def _read_items(fd: int, key_size: int, value_size: int) -> list[tuple[bytes, by
     return list(found.items())
 
 
-def map_batch(fd: int, key_size: int, value_size: int, room: int) -> list[tuple[bytes, bytes]]:
-    """Return the keys and values of a hash map that changes all the time, each key once.
+def map_batch(fd: int, key_size: int, value_size: int, room: int) -> tuple[bytes, bytes]:
+    """Return the keys and the values, in the same order, of a hash map that changes all the time.
 
-    Keys that come or go meanwhile may be among them or not. ``room``: no less than the number of
-    elements that the map can hold. OSError if it cannot be read.
+    Keys that come or go meanwhile may be among them or not, and one may come twice. ``room``: how
+    many to read at a time, best all that the map can hold. OSError if it cannot be read.
     """
     keys = ctypes.create_string_buffer(key_size * room)
     values = ctypes.create_string_buffer(value_size * room)
     place = ctypes.create_string_buffer(8)  # where the kernel goes on, in its own terms
-    found: dict[bytes, bytes] = {}
+    found: list[tuple[bytes, bytes]] = []
     after = None
     while True:
         count = ctypes.c_uint32(room)
@@ -449,11 +449,12 @@ def map_batch(fd: int, key_size: int, value_size: int, room: int) -> list[tuple[
         )
         if result != -errno.ENOENT:
             _checked(result, "map batch")
-        for i in range(count.value):
-            key = keys.raw[i * key_size : (i + 1) * key_size]
-            found[key] = values.raw[i * value_size : (i + 1) * value_size]
+        read = count.value
+        found.append(
+            (ctypes.string_at(keys, key_size * read), ctypes.string_at(values, value_size * read))
+        )
         if result == -errno.ENOENT:
-            return list(found.items())
+            return b"".join(key for key, _ in found), b"".join(value for _, value in found)
         after = place
 
 

@@ -198,10 +198,10 @@ def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
         rig.serve(web, nat=nat, down=("a",))
         uploaded = pool.submit(upload, on, BYTES)
         syns = HeldSyns(rig.dataplane)
-        wait_until("the SYN is held", lambda: syns.read(time.monotonic_ns()))
+        wait_until("the SYN is held", lambda: syns.read(time.monotonic_ns()).by_service())
         for rule in NO_SYN:
             on.run("client", "nft", *rule.split())
-        (syn,) = syns.read(time.monotonic_ns())
+        (syn,) = syns.read(time.monotonic_ns()).syns()
         rig.serve(web, vlans={"a": Tags(20).vlans}, nat=nat)
         (entry,) = rig.view().contents.services.values()
         with inside(on.name("balancer")), RawSender() as sender:

@@ -226,8 +226,7 @@ class Rig(Records):
         for key, _ in list(tables.items("fragments")):
             tables.delete("fragments", key)
         held_syns = HeldSyns(self.dataplane)
-        for syn in held_syns.read(0):
-            held_syns.forget(syn)
+        held_syns.forget(held_syns.read(0).keys)
         self.reconciler = Reconciler(self.tables, lambda: self.now_s)
 
     def serve(

@@ -128,7 +128,7 @@ def test_an_agent_that_dies_or_is_stopped_in_it_holds_nobody_for_long(
 
 
 def waiting(rig: Rig) -> tuple[HeldSyn, ...]:
-    return HeldSyns(rig.dataplane).read(time.monotonic_ns())
+    return tuple(HeldSyns(rig.dataplane).read(time.monotonic_ns()).syns())
 
 
 def serve(
@@ -210,6 +210,9 @@ def test_a_flood_pushes_out_the_oldest_and_nothing_else(rig: Rig):
     rig.send(Packet(sport=1234).frame())
     found = waiting(rig)
     assert len(found) <= HELD_SYNS
+    assert HeldSyns(rig.dataplane).read(time.monotonic_ns()).by_service() == {
+        rig.service_id("web"): len(found)
+    }
     assert found[-1].client_port == 1234
 
 
@@ -217,7 +220,7 @@ def test_a_client_that_has_given_up_is_forgotten(rig: Rig):
     serve(rig, up=False)
     rig.send(Packet().frame())
     later_ns = time.monotonic_ns() + int((HELD_S + 1) * 1e9)
-    assert HeldSyns(rig.dataplane).read(later_ns) == ()
+    assert HeldSyns(rig.dataplane).read(later_ns).by_service() == {}
     assert waiting(rig) == ()
 
 

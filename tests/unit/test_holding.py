@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import threading
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from agent.dataplane.held import HeldSyn
+from agent.dataplane import abi
+from agent.dataplane.held import HeldSyn, Waiting
 from agent.dataplane.program import Dataplane
 from agent.dataplane.rerun import Frame
+from agent.dataplane.tables import Table
 from agent.errors import NetworkError
 from agent.holding import Holding
 from agent.model import NoBackend, Service
 from agent.state.situation import Situation
 from agent.state.tables import ServiceEntry, TableContents
+from tests.packet.wires import Packet
 from tests.unit.state.world import A, web
 
 WEB, OTHER = 3, 4
@@ -28,27 +31,43 @@ HOLDS = replace(web(A), no_backend=NoBackend.HOLD)
 DROPS = replace(web(A), name="other")
 
 
-def syn(number: int, service: int = WEB) -> HeldSyn:
-    ends = ip_address("198.51.100.7"), 40_000 + number, ip_address("203.0.113.10"), 80
-    return HeldSyn(b"%d" % number, service, *ends, age_s=1.0, ifindex=2, frame=b"syn%d" % number)
+def syns(*services: int) -> Waiting:
+    """SYNs that wait for these services, each from a port of its own, by IPv4."""
+    keys = np.zeros(len(services), dtype=abi.HELD_KEY)
+    rows = np.zeros(len(services), dtype=abi.HELD_SYN)
+    for n, service in enumerate(services):
+        frame = Packet(sport=40_000 + n).frame()
+        keys[n]["sport"], rows[n]["service"], rows[n]["ns"] = 40_000 + n, service, n
+        rows[n]["len"] = len(frame)
+        rows[n]["frame"][: len(frame)] = np.frombuffer(frame, dtype=np.uint8)
+    return Waiting(keys, rows)
+
+
+def frame(number: int) -> bytes:
+    return Packet(sport=40_000 + number).frame()
 
 
 @dataclass
 class FakeSyns:
     """The table: what waits, and what was sent on or forgotten."""
 
-    table: list[HeldSyn] = field(default_factory=list)
+    table: Waiting = field(default_factory=syns)
     full: bool = False  # no room for flows
 
-    def read(self, _now_ns: int) -> tuple[HeldSyn, ...]:
-        return tuple(self.table)
+    def read(self, _now_ns: int) -> Waiting:
+        return self.table
 
     def send(self, one: HeldSyn, _service: ServiceEntry) -> Frame | None:
-        self.forget(one)
+        self.forget(np.frombuffer(one.key, dtype=abi.HELD_KEY))
         return None if self.full else Frame(2, one.frame)
 
-    def forget(self, one: HeldSyn) -> None:
-        self.table.remove(one)
+    def forget(self, keys: Table) -> None:
+        keep = ~np.isin(self.table.keys["sport"], keys["sport"])
+        self.table = Waiting(self.table.keys[keep], self.table.rows[keep])
+
+    @property
+    def left(self) -> list[int]:
+        return [int(port) - 40_000 for port in self.table.keys["sport"]]
 
 
 @dataclass
@@ -119,7 +138,7 @@ def stage() -> Stage:
 
 
 def test_who_waits_is_counted_and_the_log_says_it_once(stage: Stage) -> None:
-    stage.syns.table = [syn(1), syn(2)]
+    stage.syns.table = syns(WEB, WEB)
     with capture_logs() as logs:
         for _ in range(2):
             stage.look(seen(HOLDS, DROPS, usable=False))
@@ -133,25 +152,25 @@ def test_who_waits_is_counted_and_the_log_says_it_once(stage: Stage) -> None:
 
 
 def test_with_a_backend_all_are_sent_on_and_nobody_waits(stage: Stage) -> None:
-    stage.syns.table = [syn(1), syn(2)]
+    stage.syns.table = syns(WEB, WEB)
     stage.look(seen(HOLDS, usable=False))
     stage.look(seen(HOLDS, usable=True))
-    assert stage.sender.sent == [b"syn1", b"syn2"]
+    assert stage.sender.sent == [frame(0), frame(1)]
     assert stage.holding.waiting(HOLDS) == 0
-    assert stage.syns.table == []
+    assert stage.syns.left == []
 
 
 def test_a_service_that_is_gone_or_waits_no_longer_keeps_nobody(stage: Stage) -> None:
-    stage.syns.table = [syn(1), syn(2, OTHER), syn(3, 77)]
+    stage.syns.table = syns(WEB, OTHER, 77)
     stage.look(seen(HOLDS, DROPS, usable=False))
-    assert stage.syns.table == [syn(1)]
+    assert stage.syns.left == [0]
     stage.look(seen(replace(HOLDS, no_backend=NoBackend.DROP), usable=False))
-    assert stage.syns.table == [syn(1)], "the table is not read where nobody may wait"
+    assert stage.syns.left == [0], "the table is not read where nobody may wait"
     assert stage.holding.waiting(HOLDS) == 0
 
 
 def test_what_the_program_does_not_send_on_is_not_sent(stage: Stage) -> None:
-    stage.syns.table, stage.syns.full = [syn(1)], True
+    stage.syns.table, stage.syns.full = syns(WEB), True
     stage.look(seen(HOLDS, usable=True))
     assert stage.sender.sent == []
 
@@ -163,7 +182,7 @@ def test_a_pass_that_finds_a_backend_sends_them_on_at_once(
     now = [seen(HOLDS, usable=False)]
 
     async def play() -> None:
-        stage.syns.table = [syn(1)]
+        stage.syns.table = syns(WEB)
         running = asyncio.create_task(stage.holding.run(lambda: (now[0], CONTENTS)))
         stage.holding.passed(now[0])
         for _ in range(10):
@@ -180,10 +199,14 @@ def test_a_pass_that_finds_a_backend_sends_them_on_at_once(
 
 
 def test_frames_that_cannot_be_sent_are_told_once_and_stop_no_other(stage: Stage) -> None:
-    stage.syns.table, stage.sender.broken = [syn(1), syn(2)], True
+    stage.syns.table, stage.sender.broken = syns(WEB, WEB), True
     with capture_logs() as logs:
         stage.look(seen(HOLDS, usable=True))
-    assert stage.syns.table == []
+    assert stage.syns.left == []
     told, served = logs
     assert "no such device" in told["problem"]
     assert (served["service"], served["clients"]) == ("web", 0)
+    stage.syns.table = syns(WEB)
+    with capture_logs() as logs:
+        stage.look(seen(HOLDS, usable=True))
+    assert [line["event"] for line in logs] == ["clients that waited for a backend are served"]
