@@ -114,6 +114,10 @@ class Story:
         # sent again later, the end of a request above all, may not have come to it before.
         before, after = self._connection.resent(at_ns - SKEW_NS)
         low -= max(0, before - _GAP_BELIEVED) + after
+        # What others overtake on a busy host's way to the balancer is a gap there, too, and is not
+        # sent again.
+        holes = self._connection.holes(at_ns + SKEW_NS)
+        low -= sum(max(0, size - _GAP_BELIEVED) for size in holes)
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
 
 

@@ -19,6 +19,7 @@ from lbctl.lab import netns
 ETH_P_ALL = 3
 SYN = 2
 _TCP = 6
+_SACK = 5
 _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 35, 33  # asm-generic/socket.h
 _ROOM_BYTES = 64 << 20
 _MAX_FRAME = 65_535
@@ -26,7 +27,11 @@ _MAX_FRAME = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A TCP segment as it passed; ``at_ns`` of CLOCK_MONOTONIC."""
+    """A TCP segment as it passed; ``at_ns`` of CLOCK_MONOTONIC.
+
+    ``hole``: so many bytes from ``ack`` on are missing, by its selective acknowledgement (RFC
+    2018); 0: none are.
+    """
 
     at_ns: int
     source: tuple[str, int]
@@ -35,6 +40,7 @@ class Segment:
     ack: int
     flags: int
     payload: bytes
+    hole: int = 0
 
 
 def parse(frame: bytes, at_ns: int) -> Segment | None:
@@ -57,7 +63,20 @@ def parse(frame: bytes, at_ns: int) -> Segment | None:
         ack,
         flags,
         tcp[(offset >> 4) * 4 :],
+        _hole(tcp[20 : (offset >> 4) * 4], ack),
     )
+
+
+def _hole(options: bytes, ack: int) -> int:
+    """How many bytes from ``ack`` on are missing before the first that came."""
+    while len(options) >= 2 and options[0]:
+        kind, size = (1, 1) if options[0] == 1 else (options[0], options[1])
+        if kind == _SACK:
+            edges = struct.iter_unpack("!II", options[2 : 2 + (size - 2) // 8 * 8])
+            holes = [(left - ack) % 2**32 for left, _ in edges]
+            return min((hole for hole in holes if hole < 2**31), default=0)  # others: RFC 2883
+        options = options[max(size, 1) :]
+    return 0
 
 
 def packet_socket(interface: str) -> socket.socket:

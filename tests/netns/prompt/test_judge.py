@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from ipaddress import ip_address
+
 import pytest
 
 from tests.netns.prompt import wire
@@ -16,7 +19,7 @@ from tests.netns.prompt.judge import (
     misplaced,
     seen_while_computing,
 )
-from tests.netns.prompt.tap import SYN, Segment
+from tests.netns.prompt.tap import SYN, Segment, parse
 from tests.netns.prompt.wire import Connection
 
 CLIENT, SERVER = ("192.0.2.1", 40_000), ("192.0.2.100", 443)
@@ -63,6 +66,39 @@ def test_of_a_large_gap_only_a_part_has_to_be_counted() -> None:
     assert complaints(readings((200, 400, 100_000 - unseen - 1)), [story])
     whole = Story(connection((100, burst)), [Answered(150 * MS, 405 * MS)])
     assert complaints(readings((200, 400, 99_999)), [whole])
+
+
+def test_of_what_was_overtaken_only_a_part_has_to_be_counted_either() -> None:
+    """A busy host's balancer counted 983,088 bytes of 1,000,088: 57 segments had been overtaken."""
+    body, late = bytes(1_000_088), 57 * 1448
+    story = Story(connection((100, body)), [Answered(150 * MS, 405 * MS)])
+    assert complaints(readings((200, 400, 983_088)), [story])
+    found = connection((100, body))
+    sent = found.first_seq % 2**32
+    for kept in (57, 90):  # two duplicate acknowledgements, the second with a newer block before
+        blocks = [(sent + late, sent + kept * 1448 + 1448)]
+        if kept == 90:
+            blocks.insert(0, (sent + 400_000, sent + 401_448))
+        options = b"\x01\x01" + bytes((5, 2 + 8 * len(blocks)))
+        options += b"".join(struct.pack("!II", *(edge % 2**32 for edge in one)) for one in blocks)
+        answer = parse(ethernet(SERVER, CLIENT, 1, sent, options), 101 * MS)
+        assert answer is not None
+        assert answer.hole == late
+        found.add_hole(answer)
+    story = Story(found, [Answered(150 * MS, 405 * MS)])
+    assert complaints(readings((200, 400, 983_088)), [story]) == []
+    assert complaints(readings((200, 400, 983_087)), [story])
+
+
+def ethernet(
+    source: tuple[str, int], target: tuple[str, int], seq: int, ack: int, options: bytes
+) -> bytes:
+    """A frame with an acknowledgement; its checksums are not looked at."""
+    tcp = struct.pack("!HHII", source[1], target[1], seq, ack)
+    tcp += bytes(((20 + len(options)) // 4 << 4, 16)) + bytes(6) + options
+    addresses = b"".join(ip_address(each[0]).packed for each in (source, target))
+    ip = struct.pack("!BBHIBBH", 0x45, 0, 20 + len(tcp), 0, 64, 6, 0) + addresses
+    return bytes(12) + b"\x08\x00" + ip + tcp
 
 
 def test_the_end_of_a_request_that_was_lost_has_to_be_counted_once_it_is_sent_again() -> None:

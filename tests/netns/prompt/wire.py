@@ -27,6 +27,7 @@ class Connection:
     _sent: list[tuple[int, int]] = field(default_factory=list)  # when, how much; again or not
     _acks: list[tuple[int, int]] = field(default_factory=list)  # when, how much was new
     _replies: list[tuple[int, int]] = field(default_factory=list)  # the server's: when, how much
+    _holes: dict[int, tuple[int, int]] = field(default_factory=dict)  # by end: when, how large
     _acked: int | None = None
     _at_ns: list[int] = field(default_factory=list)
     _highest: list[int] = field(default_factory=list)  # bytes of the stream, known from then on
@@ -55,6 +56,16 @@ class Connection:
         """How many bytes it had sent again by then, and has since, each time that they were."""
         before = sum(size for when, size in self._resent if when <= at_ns)
         return before, sum(size for _, size in self._resent) - before
+
+    def add_hole(self, segment: Segment) -> None:
+        """Note what the server misses of what the client sent: it is lost, or was overtaken."""
+        end = (segment.ack + segment.hole) % 2**32
+        at_ns, size = self._holes.get(end, (segment.at_ns, 0))
+        self._holes[end] = at_ns, max(size, segment.hole)
+
+    def holes(self, at_ns: int) -> list[int]:
+        """How large the gaps were that the server had seen by then."""
+        return [size for when, size in self._holes.values() if when <= at_ns]
 
     def add_ack(self, segment: Segment) -> None:
         """Note what a segment of the client's acknowledges."""
@@ -155,8 +166,10 @@ def connections(segments: Iterable[Segment], server_port: int) -> dict[int, Conn
     """The connections to a server's port, by the client's port."""
     found: dict[int, Connection] = {}
     for segment in segments:
-        if segment.source[1] == server_port and segment.payload:
-            if segment.target[1] in found:
+        if segment.source[1] == server_port and segment.target[1] in found:
+            if segment.hole:
+                found[segment.target[1]].add_hole(segment)
+            if segment.payload:
                 found[segment.target[1]].add_reply(segment)
             continue
         if segment.target[1] != server_port:
