@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from agent.errors import ConfigError
 from agent.model import MAX_WEIGHT
+from lbctl.converted import Converted, Document
 from lbctl.keepalived_conf import Statement, wrong
 
 MOST_ADDRESSES = 256  # of a range
@@ -24,29 +24,6 @@ _NEAREST = {"sed": "least-conn", "nq": "least-conn"}
 _MODES = {"DR": "dsr", "NAT": "nat", "TUN": "ipip"}
 # What needs no counterpart: it is so here anyway, or is only about keepalived itself.
 _SILENT = frozenset({"global_defs", "state", "protocol", "ip_family", "alpha", "ops", "mh-port"})
-
-type Document = dict[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What was not converted, or only nearly, and the line of the original."""
-
-    line: int
-    text: str
-
-
-@dataclass(slots=True)
-class Converted:
-    """A configuration as a document, and what a person has to know about it."""
-
-    document: Document = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-
-    def note(self, at: Statement, text: str) -> None:
-        """Add a note about a statement."""
-        self.notes.append(Note(at.line, text))
-
 
 # -- the conversion
 

@@ -130,7 +130,7 @@ COMMANDS = (
         "import",
         "lbctl.commands.import_",
         "import_",
-        "Convert another balancer's configuration: keepalived.",
+        "Convert another balancer's configuration: keepalived's or HAProxy's.",
         CHANGE,
     ),
     LazyCommand(

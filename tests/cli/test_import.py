@@ -15,6 +15,7 @@ from agent.errors import ConfigError
 from agent.failover.model import Authentication
 from agent.model import CheckKind, Forward, Protocol, Scheduler
 from lbctl import keepalived, keepalived_conf
+from lbctl.converted import Converted
 
 SAMPLES = Path("/usr/share/doc/keepalived/samples")
 # Whose results a person has to change: a VIP that is also a real server's address.
@@ -76,7 +77,7 @@ vrrp_instance A {
 """
 
 
-def convert(text: str, interface: str | None = None) -> keepalived.Converted:
+def convert(text: str, interface: str | None = None) -> Converted:
     return keepalived.convert(keepalived_conf.parse(text, "x.conf"), interface)
 
 
@@ -90,7 +91,7 @@ def test_keepalived_s_own_samples_are_converted(run) -> None:
     found = sorted(SAMPLES.glob("keepalived.conf.*"))
     assert len(found) > 15
     for path in found:
-        done = run("import", "keepalived", str(path), "-i", "eth0")
+        done = run("import", str(path), "-i", "eth0", "--from", "keepalived")
         assert done.code == int(path.name in TO_BE_CHANGED), f"{path}: {done.err}"
         assert yaml.safe_load(done.out)["interface"] == "eth0"
         assert done.out.endswith("\n")
@@ -250,7 +251,7 @@ def test_files_that_are_broken(text: str, says: str) -> None:
 
 
 def test_a_file_that_is_not_there(run) -> None:
-    done = run("import", "keepalived", "/nowhere/keepalived.conf")
+    done = run("import", "/nowhere/keepalived.conf")
     assert done.code == 1
     assert "cannot be read" in done.err
 

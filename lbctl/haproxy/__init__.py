@@ -1,0 +1,1 @@
+"""Converts a configuration of HAProxy into one of ours; ``convert`` is the entry."""
