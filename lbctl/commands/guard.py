@@ -261,7 +261,7 @@ _OF_WHAT_IS_HELD = ("open_flows_per_source", "waiting_per_source")  # SOURCES ex
 
 
 def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:
-    from agent.humanise import duration
+    from agent.humanise import age
     from lbctl.layout import Cell, Column, Table
 
     if not blocks:
@@ -270,7 +270,7 @@ def _blocks(blocks: list[Mapping[str, Any]]) -> list[object]:
     rows = tuple(
         (
             Cell(each["prefix"]),
-            Cell(duration(each["left_s"])),
+            Cell(age(each["left_s"])),
             Cell(each["until"]),
             Cell(each["why"] or "-"),
         )

@@ -15,7 +15,7 @@ from agent.state.guardview import Guarded, LimitView, ListView, Verdicts
 from agent.state.queries import TopPage, TopSource
 
 NOW = 1_790_000_000.0
-BLOCK = Block(ip_network("198.51.100.7/32"), "scans", NOW - 60, NOW + 540)
+BLOCK = Block(ip_network("198.51.100.7/32"), "scans", NOW - 60, NOW + 539.8)
 WIDE = Block(ip_network("2001:db8:7::/64"), "", NOW - 60, NOW + 60)
 LISTS = (
     ListView("drop", 1400, (Path("/etc/drop.txt"),), NOW - 30, "", 1234, 0, ("chat",)),
@@ -79,8 +79,8 @@ def test_status_as_json_is_the_agents_answer(run, agent) -> None:
 
 def test_blocks_are_listed_as_they_end(run, agent) -> None:
     first, second = run("guard", "list").out.splitlines()[1:]
-    assert first.split()[:2] == ["2001:db8:7::/64", "1m"]
-    assert second.split()[:2] == ["198.51.100.7", "9m"]
+    assert first.split()[:2] == ["2001:db8:7::/64", "1m00s"]
+    assert second.split()[:2] == ["198.51.100.7", "8m59s"]
     assert second.endswith("scans")
     agent.guard["blocks"] = []
     assert run("guard", "list").out == "nobody is blocked\n"
