@@ -28,11 +28,6 @@ from tests.docs.pages import (
 
 BLOCKS = every_block()
 INFOS = {"sh", "console", "text", "yaml", "json", "ini", "c", "python", "promql"}
-# Mentions that are wrong in texts of agent/config, from which the page is made.
-WRONG_IN_CONFIGURATION = {
-    "lb-agent --config": "lb-agent run --config",
-    "lbctl backend weight": "lbctl backend set --weight",
-}
 SERVICE = {
     "name": "chat", "vip": "203.0.113.10", "port": 80,
     "backends": [{"name": "gpu-1", "address": "203.0.113.21"}], "telemetry": {"type": "vllm"},
@@ -95,9 +90,6 @@ def mentions(page: Path) -> Iterator[tuple[int, list[str]]]:
         if before.endswith("Usage: ") or re.match(r"\S+ (…|\.\.\.)", found[1]):
             continue  # made by click itself; or any command is meant
         plain = " ".join(word for word in found[1].split() if word not in ("…", "..."))
-        for wrong, right in WRONG_IN_CONFIGURATION.items():
-            if page.name == "configuration.md":
-                plain = plain.replace(wrong, right)
         for words in our_commands(plain):
             yield before.count("\n") + 1, words
 
