@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes test-deb soak attack faults mutants lint types deb lock bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -44,6 +44,10 @@ test-deb: setup ## the package and setup.sh on clean systems, booted in namespac
 	@command -v mmdebstrap >/dev/null || { echo "test-deb: apt-get install mmdebstrap" >&2; exit 1; }
 	@$(BIN)/pytest -m deb -s tests/deb
 
+test-image: image ## the container image, run by podman in namespaces: five minutes, needs podman and crun (root)
+	@command -v podman >/dev/null || { echo "test-image: apt-get install podman crun" >&2; exit 1; }
+	@$(BIN)/pytest -m image tests/container
+
 soak: setup ## tests that take long: pairs of balancers in trouble under load, and more (root)
 	@$(BIN)/pytest -m soak
 	@echo "soak: properties, with examples that nobody has seen"
@@ -69,6 +73,9 @@ types: $(STAMP) ## mypy, strict
 
 deb: $(STAMP) ## build dist/steelyard_VERSION_ARCH.deb for this distribution; ARCH=arm64: for the other architecture
 	@deploy/deb/build "$(ARCH)" "$(REVISION)"
+
+image: deb ## build the container image into dist/, without a daemon: needs buildah and mmdebstrap (root); BASE=image: on that one
+	@deploy/container/build "$(BASE)"
 
 # uv is fetched into build/, because only this needs it.
 lock: $(STAMP) ## renew deploy/requirements.lock, the Python packages and hashes of the Debian package

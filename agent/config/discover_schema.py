@@ -204,8 +204,8 @@ class DiscoverSection(Section):
 class OverrideSection(Section):
     """What holds for a backend that a source has named, whatever the source says about it.
 
-    `lbctl backend set --weight`, `drain` and the like write it; it is kept while the source does not name
-    the backend.
+    `lbctl backend set --weight`, `drain` and the like write it; it is kept while the source does
+    not name the backend.
     """
 
     address: net.UnicastAddress = Field(description="Address of the server.")

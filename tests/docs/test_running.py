@@ -1,7 +1,7 @@
 """The commands of the documentation work as they are printed, page after page, in a lab.
 
 Each run has namespaces of its own for the network, mounts and processes, and what it writes below
-/etc, /run and /var/lib/steelyard is gone afterwards. Output is compared where a page shows it,
+/etc, /run and /var is gone afterwards. Output is compared where a page shows it,
 with every number standing for any number; a mark with a reason, ``<!-- run: REASON -->``, says why
 a block's is not.
 """
@@ -28,11 +28,16 @@ TOGETHER = ("docs/guard.md", "docs/discovery.md", "docs/scaling.md", "docs/opera
 ALONE = ("docs/lab.md",)
 PRIVATE = """\
 mount -t tmpfs tmpfs /run
-mkdir -p /run/netns /run/lock /run/etc /run/etc-work /var/lib/steelyard
+mkdir -p /run/netns /run/lock
+for folder in etc var; do
+	mkdir /run/$folder /run/$folder-work
+	mount -t overlay -o lowerdir=/$folder,upperdir=/run/$folder,workdir=/run/$folder-work \\
+		overlay /$folder
+done
+mkdir -p /var/lib/steelyard
 mount -t tmpfs tmpfs /var/lib/steelyard
 mount -t sysfs sysfs /sys
 mount -t bpf bpf /sys/fs/bpf
-mount -t overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/etc-work overlay /etc
 ip link set lo up
 mkdir -p /etc/steelyard /etc/keepalived /etc/haproxy
 sudo() { "$@"; }

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *(".ci/run", "deploy/setup.sh", "deploy/backend-setup.sh"),
     *(
-        "tests/deb/boot",
+        *("tests/deb/boot", "deploy/container/build"),
         *(f"deploy/deb/{name}" for name in ("build", "postinst", "prerm", "postrm")),
     ),
     *("vagrant/build-box", "vagrant/kvm", "vagrant/libvirt"),
