@@ -107,7 +107,8 @@ class _Conversion:
                 self._ledger.lose(section.head, f"{section.title} has no bind that is converted")
             return []
         back = Proxy(target, self._ledger)
-        is_http = kind == "http" or bool((its := back.last("mode")) and its.word(1) == "http")
+        its = back.last("mode")
+        is_http = kind == "http" or (its is not None and its.word(1) == "http")
         self.used[target] = self.used.get(target, False) or is_http
         if is_http:
             self._ledger.note(mode or section.head, _PASSED_ON)
