@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent.api import views
+from agent.auditlog import AuditLog
 from agent.config import layers, live
 from agent.config.edit import Edit, EditOp, apply_edits, rollback_edit
 from agent.config.load import read_text
@@ -33,13 +35,14 @@ from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
 from agent.discovery.run import Discovery, Flows, Found, SourceView, found_in, path_of
 from agent.errors import ConfigError, NotFoundError, SteelyardError
-from agent.hostfacts import look
+from agent.hostfacts import check_groups, look
 from agent.journal import Journal
 from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
 from agent.model import Address, BackendRef, Config, Network
 from agent.notify import Notifier
 from agent.reverting import Reverting
+from agent.state.auditlog import changes_text
 from agent.state.causes import Troubles, troubles
 from agent.state.events import TraceQuery
 from agent.state.guardview import Blocked, BlockOrder, Verdicts
@@ -91,6 +94,7 @@ class AgentControl:
         notifier: Notifier,
         journal: Journal,
         sources: Mapping[str, SourceState],
+        audit: AuditLog,
     ) -> None:
         self._core = core
         self._path = path
@@ -99,6 +103,7 @@ class AgentControl:
         self._facts = facts
         self._notifier = notifier
         self._journal = journal
+        self._audit = audit
         self._base = replace(core.config, services=loaded.config.services)  # see ``layers``
         self._found = found_in(sources)
         self._own: frozenset[Address] = frozenset()  # addresses of this host
@@ -112,7 +117,7 @@ class AgentControl:
         self.reverting = Reverting(
             store.path.parent / f"{core.config.name}.reverts.json",
             lambda: core.config,
-            lambda edit, why: self.edit(edit, author=replace(_AGENT, message=why)),
+            self._undo,
         )
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
@@ -124,6 +129,7 @@ class AgentControl:
             self._facts,
             reconcile_problem=core.problem,
             unsaved_problem=self._store.problem or core.guarding.unsaved,
+            audit_problem=self._audit.problem,
             defects=core.passes.defects,
             events=dict(self._journal.counts),
             link_problems=core.link_problems,
@@ -192,6 +198,11 @@ class AgentControl:
                 await self.reverting.changed(running, edits, for_s)
             return made
 
+    async def _undo(self, edit: Edit, why: str) -> None:
+        """Make an edit that ends a change for a time."""
+        async with self._audit.inside(_AGENT.who, "the end of a change for a time", why):
+            await self.edit(edit, author=replace(_AGENT, message=why))
+
     async def rollback(
         self,
         number: int,
@@ -256,7 +267,9 @@ class AgentControl:
                 raise
             changes = plan(self._core.config, new)
             if changes:
-                await self._take(new, changes, Act("discovery", _AGENT))
+                what = changes_text(views.changes(changes))
+                async with self._audit.inside(_AGENT.who, "discovery", what):
+                    await self._take(new, changes, Act("discovery", _AGENT))
 
     async def _flows_of_targets(self) -> Flows:
         """Return a function that tells how many open flows a target of a service has."""
@@ -402,6 +415,14 @@ class AgentControl:
         self, *, dry_run: bool = False, confirmed: bool = False, author: Author = _HANGUP
     ) -> tuple[Change, ...]:
         """Read the configuration file again. An invalid one changes nothing, and status says so."""
+        if author is not _HANGUP:
+            return await self._reload(dry_run, confirmed, author)
+        async with self._audit.inside(author.who, "reload") as effect:
+            changes = await self._reload(dry_run, confirmed, author)
+            effect.text = changes_text(views.changes(changes))
+            return changes
+
+    async def _reload(self, dry_run: bool, confirmed: bool, author: Author) -> tuple[Change, ...]:
         async with self._changing:
             if dry_run:
                 return (await self._wanted()).changes
@@ -437,6 +458,7 @@ class AgentControl:
         """
         text = read_text(self._path)
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
+        await asyncio.to_thread(check_groups, loaded.file_config, text, str(self._path))
         running = self._core.config
         loaded = replace(
             loaded,

@@ -14,16 +14,18 @@ from pathlib import Path
 from agent import __version__
 from agent.api.peer import group_id
 from agent.api.server import ApiServer
+from agent.auditlog import AuditLog
 from agent.config import layers
 from agent.config.boot import Boot, boot
+from agent.config.load import read_text
 from agent.control import AgentControl, settle, status_line
 from agent.core import Core
 from agent.dataplane.attach import interface_index
 from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.discovery import run as discovery
-from agent.errors import SteelyardError
-from agent.hostfacts import check_memory
+from agent.errors import ConfigError, SteelyardError
+from agent.hostfacts import check_groups, check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
 from agent.logs import get_logger, log_listener
@@ -58,6 +60,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     require_root()
     config = boot(path).loaded.config
     check_host(config)
+    check_groups(config, _readable(path), str(path))
     locks = InstanceLocks(config.name, *config.interfaces)
     try:
         await _run_locked(path, host_headers, signals, locks)
@@ -107,20 +110,26 @@ async def _run_logged(
     config, sources = _with_targets(config, kept)
     core = Core(config)
     notifier = Notifier.from_environment(os.environ, os.getpid())
-    control = AgentControl(core, path, loaded, store, facts, notifier, journal, sources)
+    audit = AuditLog(config.state_dir, config.name, lambda: core.config.audit_required)
+    core.guarding.recording = audit.inside
+    control = AgentControl(core, path, loaded, store, facts, notifier, journal, sources, audit)
     server = ApiServer(
         control,
         core.config.socket,
         core.config.socket_group,
         core.config.metrics_listen,
         metrics=collector.render,
+        audit=audit,
     )
     page = PageServer(control, core.config.status_page)
     server.listen()  # before anything is changed, because it may fail
     try:
         await core.load()
+        core.pair.audit_head = lambda: str(audit.head)
+        audit.peers = core.pair.audit_heads
+        await audit.started(version=__version__, configuration=loaded.file_digest, pid=os.getpid())
         await settle(store, loaded)
-        await _serve(core, control, server, page, notifier, signals, locks, journal)
+        await _serve(core, control, server, page, notifier, signals, locks, journal, audit)
     finally:
         await page.stop()
         await server.stop()
@@ -152,6 +161,7 @@ async def _serve(
     signals: _Signals,
     locks: InstanceLocks,
     journal: Journal,
+    audit: AuditLog,
 ) -> None:
     stop = signals.stop
     async with asyncio.TaskGroup() as group:
@@ -160,6 +170,7 @@ async def _serve(
             "unsaved": control.keep_saved(),
             "files": _keep_files(server, locks),
             "journal": journal.keep(),
+            "audit log": audit.keep(),
         }
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
@@ -208,6 +219,14 @@ def check_host(config: Config) -> None:
     check_memory(config)
     if config.socket_group is not None:
         group_id(config.socket_group)
+
+
+def _readable(path: Path) -> str:
+    """Return the text of the file; empty if it cannot be read, and an older one is used."""
+    try:
+        return read_text(path)
+    except ConfigError:
+        return ""
 
 
 def _signals() -> _Signals:

@@ -71,6 +71,14 @@ class RequestError(SteelyardError):
     """An invalid API request: its JSON, fields or parameters are wrong."""
 
 
+class ForbiddenError(SteelyardError):
+    """The caller's role does not allow the request."""
+
+
+class AuditError(SteelyardError):
+    """A change cannot be recorded in the audit log, and must not be made without that."""
+
+
 class ListenError(SteelyardError):
     """The API's socket or the metrics address cannot be bound."""
 

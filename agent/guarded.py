@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -28,18 +29,47 @@ READ_S = 30.0  # time in which a client has to read on while an answer waits to 
 _HEAD_ENDS = b"\r\n\r\n"
 
 
-class Guarded:
-    """The protocol factory of a listener; connections within the limits get ``make``'s protocol."""
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """Return the address from which a connection comes."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
-    def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections there may be, and how many from a source.
+
+    ``read_s``: the time in which a client has to read on; None: any time.
+    """
+
+    most: int = MOST_CONNECTIONS
+    of_a_source: int = MOST_OF_A_SOURCE
+    read_s: float | None = READ_S
+
+
+class Guarded:
+    """The protocol factory of a listener; connections within the limits get ``make``'s protocol.
+
+    ``source_of`` returns the source of a connection; None: it has no limits.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], asyncio.Protocol],
+        source_of: Callable[[asyncio.BaseTransport], str | None] = address_of,
+        limits: Limits | None = None,
+    ) -> None:
         self.make = make
+        self.source_of = source_of
+        self.limits = limits or Limits()
         self.held: Counter[str] = Counter()  # connections by source
 
     def __call__(self) -> asyncio.Protocol:
         return _Connection(self)
 
     def has_room(self, source: str) -> bool:
-        return self.held.total() < MOST_CONNECTIONS and self.held[source] < MOST_OF_A_SOURCE
+        limits = self.limits
+        return self.held.total() < limits.most and self.held[source] < limits.of_a_source
 
 
 class _Connection(asyncio.Protocol):
@@ -48,7 +78,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, guarded: Guarded) -> None:
         self._guarded = guarded
         self._inner: asyncio.Protocol | None = None
-        self._source = ""
+        self._source: str | None = None  # None: it has no limits
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None  # for the rest of a request's head
         self._unread: asyncio.TimerHandle | None = None  # for a client that does not read on
@@ -56,12 +86,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (it is a stream's)
-        peer = transport.get_extra_info("peername")
-        self._source = str(peer[0]) if peer else ""
-        if not self._guarded.has_room(self._source):
-            transport.abort()
-            return
-        self._guarded.held[self._source] += 1
+        source = self._source = self._guarded.source_of(transport)
+        if source is not None:
+            if not self._guarded.has_room(source):
+                transport.abort()
+                return
+            self._guarded.held[source] += 1
         self._transport, self._inner = transport, self._guarded.make()
         self._inner.connection_made(transport)
         self._wait()
@@ -83,7 +113,9 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._inner is not None:
-            self._unread = asyncio.get_running_loop().call_later(READ_S, self._give_up)
+            read_s = self._guarded.limits.read_s
+            if self._source is not None and read_s is not None:
+                self._unread = asyncio.get_running_loop().call_later(read_s, self._give_up)
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
@@ -101,11 +133,14 @@ class _Connection(asyncio.Protocol):
         self._reads_on()
         if self._inner is None:
             return
-        self._guarded.held[self._source] -= 1
-        self._guarded.held += Counter()  # drop sources without connections
+        if self._source is not None:
+            self._guarded.held[self._source] -= 1
+            self._guarded.held += Counter()  # drop sources without connections
         self._inner.connection_lost(exc)
 
     def _wait(self) -> None:
+        if self._source is None:
+            return
         self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
 
     def _wait_no_more(self) -> None:

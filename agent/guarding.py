@@ -7,12 +7,14 @@ say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -61,6 +63,10 @@ class _Built:
         return tuple(each.definition for each in self.lists.values())
 
 
+def _unrecorded(_by: str, _what: str, _effect: str) -> AbstractAsyncContextManager[object]:
+    return contextlib.nullcontext()
+
+
 class Guarding:
     """The blocks and lists of one instance."""
 
@@ -82,6 +88,8 @@ class Guarding:
         self._made: SourceTrees | None = None
         self._problem = ""  # why the tables are not as they should be
         self.unsaved = ""  # why blocks are in memory only
+        # Records a change by another balancer, given its author, what it is, and its effect.
+        self.recording: Callable[[str, str, str], AbstractAsyncContextManager[object]] = _unrecorded
 
     @property
     def blocks(self) -> Blocks:
@@ -158,8 +166,11 @@ class Guarding:
         wanted = blocks.left(blocks.merged(before, received), time.time())
         if wanted == before:
             return False
-        await self._take(wanted)
         news = blocks.active(wanted).keys() - blocks.active(before).keys()
+        gone = blocks.active(before).keys() - blocks.active(wanted).keys()
+        what = f"{len(news)} blocked, {len(gone)} served again"
+        async with self.recording("another balancer", "blocks", what):
+            await self._take(wanted)
         log.info("blocks of another balancer", new=len(news), all=len(blocks.active(wanted)))
         return bool(news)
 

@@ -16,10 +16,12 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from agent.config.advice import Advice, HostFacts, advice
+from agent.config.document import Document, read_yaml
 from agent.config.memory import MemoryLimit, parts, refuse_too_much
+from agent.errors import ConfigError
 from agent.failover.host.addresses import PROTO as FAILOVER_PROTO
 from agent.failover.host.kernel import Kernel
-from agent.model import Address, Config
+from agent.model import Address, Config, Role
 
 AGENT_PROTO = 0x53  # IFA_PROTO of the VIPs that the agent adds (agent/network/vips.py)
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -90,18 +92,61 @@ def warnings(config: Config) -> tuple[Advice, ...]:
     found = advice(config, here)
     if here.interfaces.issuperset(config.interfaces):
         check_memory(config)
+    groups = [(f"socket_roles.{role.value}", name) for role, name in _groups(config)]
     if config.socket_group is not None:
-        try:
-            grp.getgrnam(config.socket_group)
-        except KeyError:
+        groups.append(("socket_group", config.socket_group))
+    for key, name in groups:
+        if not _exists(name):
             found += (
                 Advice(
-                    f"socket_group {config.socket_group}",
+                    f"{key} {name}",
                     "this host has no such group",
-                    f"where the agent is to run: groupadd {config.socket_group}",
+                    f"where the agent is to run: groupadd {name}",
                 ),
             )
     return found
+
+
+def check_groups(config: Config, text: str, where: str) -> None:
+    """Raise ConfigError if this host lacks a group of ``socket_roles``.
+
+    ``text`` is the file that the configuration was made of, and ``where`` its name. If the file
+    cannot be read, errors name no line.
+    """
+    lacking = [(role, name) for role, name in _groups(config) if not _exists(name)]
+    if not lacking:
+        return
+    document = Document(where)
+    with contextlib.suppress(ConfigError):
+        document = read_yaml(text, where)
+    problems = []
+    for role, name in lacking:
+        names = config.socket_roles.by_role[role]
+        place, _ = document.place(("socket_roles", role.value, names.index(name)))
+        problems.append(
+            ConfigError(
+                f"socket_roles.{role.value}: this host has no group {name!r}",
+                where=place,
+                remedy=f"create it (groupadd --system {name}), or name another group",
+            )
+        )
+    first = problems[0]
+    raise ConfigError(
+        first.message, where=first.where, remedy=first.remedy, problems=tuple(problems)
+    )
+
+
+def _groups(config: Config) -> Iterator[tuple[Role, str]]:
+    for role, names in config.socket_roles.by_role.items():
+        yield from ((role, name) for name in names)
+
+
+def _exists(group: str) -> bool:
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        return False
+    return True
 
 
 def _of_host() -> Iterator[MemoryLimit]:

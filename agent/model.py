@@ -678,6 +678,41 @@ class StatusPage:
     key_file: Path | None = None
 
 
+class Role(enum.Enum):
+    """What a caller of the API may do. Each role includes the ones before it."""
+
+    VIEWER = "viewer"  # read
+    OPERATOR = "operator"  # change weights and states, move VIPs, block sources
+    ADMIN = "admin"  # everything
+
+    def includes(self, other: Role) -> bool:
+        """Return whether a caller with this role may do what the other role may."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRoles:
+    """The groups whose members have a role on the API's socket.
+
+    Without any group there are no roles: whoever can open the socket may do everything.
+    """
+
+    viewer: tuple[str, ...] = ()
+    operator: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+
+    @property
+    def by_role(self) -> dict[Role, tuple[str, ...]]:
+        """The groups of each role."""
+        return {Role.VIEWER: self.viewer, Role.OPERATOR: self.operator, Role.ADMIN: self.admin}
+
+    @property
+    def are_used(self) -> bool:
+        """Whether any group has a role."""
+        return any(self.by_role.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration; ``agent.config`` ensures that it is valid."""
@@ -688,6 +723,8 @@ class Config:
     hook: Hook = Hook.AUTO
     socket: Path = Path("/run/steelyard/agent.sock")
     socket_group: str | None = None
+    socket_roles: SocketRoles = field(default_factory=SocketRoles)
+    audit_required: bool = False  # refuse changes that cannot be recorded in the audit log
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
     metrics_backends: BackendMetrics = BackendMetrics.ALL

@@ -158,7 +158,14 @@ COMMANDS = (
         "audit",
         "lbctl.commands.audit",
         "audit",
-        "Compare the running balancer with the practices of load balancing for AI.",
+        "Compare the running balancer with good practice, and show who changed what: log, verify.",
+        HOST,
+    ),
+    LazyCommand(
+        "auth",
+        "lbctl.commands.auth",
+        "auth",
+        "Roles on the API's socket: whoami.",
         HOST,
     ),
     LazyCommand(

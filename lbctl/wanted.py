@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.config.load import check_end, parse
 from agent.config.plan import global_changes
+from agent.config.redact import hides
 from agent.config.render import document
 from agent.errors import ConfigError
 from lbctl.environment import Agent, Environment
@@ -40,8 +41,10 @@ def read(env: Environment, agent: Agent, path: Path) -> Wanted:
     services: Any = document(config).get("services", [])
     if not complete:
         return Wanted(services, ())
-    differing = global_changes(parse(to_yaml(running), "running configuration"), config)
-    return Wanted(services, tuple(change.field for change in differing))
+    known = {key: value for key, value in running.items() if not hides(value)}
+    differing = global_changes(parse(to_yaml(known), "running configuration"), config)
+    hidden = running.keys() - known.keys()  # from whoever is no admin
+    return Wanted(services, tuple(each.field for each in differing if each.field not in hidden))
 
 
 def _text(env: Environment, path: Path) -> tuple[str, str]:

@@ -15,9 +15,11 @@ from aiohttp import web
 
 from agent.api import requests, views
 from agent.errors import (
+    AuditError,
     ConfigError,
     ConflictError,
     DataplaneError,
+    ForbiddenError,
     NetworkError,
     NotFoundError,
     RequestError,
@@ -36,11 +38,13 @@ _GZIP_LEVEL = 1  # a seventh of the size, in a third of the time of the default 
 
 # The first match counts, so the special classes come before the general ones.
 _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
+    (ForbiddenError, 403),
     (NotFoundError, 404),
     (UnconfirmedError, 428),
     (ConflictError, 409),
     (ConfigError, 400),
     (RequestError, 400),
+    (AuditError, 503),
     (DataplaneError, 503),
     (NetworkError, 503),
 )

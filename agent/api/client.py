@@ -123,7 +123,8 @@ def _unreachable(
     elif isinstance(error, PermissionError):
         message = "permission denied: this user may not talk to the agent"
         remedy = (
-            "use sudo, or set socket_group in the agent's configuration to a group that you are in"
+            "use sudo, or have a group that you are in named in the agent's configuration "
+            "(socket_roles or socket_group)"
         )
     elif isinstance(error, ConnectionRefusedError):
         message = "no agent: the one that made this socket is gone"

@@ -8,18 +8,23 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ListenError
 
 SOCKET_MODE = 0o660
+_FOLDER_MODE = 0o755
 _MAX_PATH_BYTES = 107  # sun_path, less the closing zero
 _ANSWER_TIMEOUT_S = 1.0
 _LOCK_PATIENCE_S = 5.0
 _BACKLOG = 64
+# POSIX ACLs in the kernel's form, include/uapi/linux/posix_acl{,_xattr}.h
+_ACL, _ACL_VERSION, _ACL_NO_ID = "system.posix_acl_access", 2, 2**32 - 1
+_ACL_USER_OBJ, _ACL_GROUP_OBJ, _ACL_GROUP, _ACL_MASK, _ACL_OTHER = 0x01, 0x04, 0x08, 0x10, 0x20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,11 @@ class UnixListener:
         self.sock.close()
 
 
-def listen_unix(path: Path, gid: int | None) -> UnixListener:
+def listen_unix(path: Path, gid: int | None, more: Collection[int] = ()) -> UnixListener:
     """Listen on ``path``, which is made with its folder.
 
-    Replaces the socket of a dead agent, and never that of a live one. Raises ListenError.
+    Its owner and the group ``gid`` may connect, and the groups ``more``. Replaces the socket of a
+    dead agent, and never that of a live one. Raises ListenError.
     """
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise ListenError(
@@ -55,17 +61,45 @@ def listen_unix(path: Path, gid: int | None) -> UnixListener:
             remedy="set a shorter path as 'socket'",
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.chmod(_FOLDER_MODE)  # whatever the umask is, groups have to get to the file
         with _locked(path.parent):
             _clear(path)
-            return _bind_unix(path, gid)
+            return _bind_unix(path, gid, more)
     except OSError as error:
         raise ListenError(
             f"cannot make the API's socket: {error.strerror or error}",
             where=str(path),
-            remedy="run the agent as root, or set 'socket' to a path that it may write to"
+            remedy="set 'socket' to a path on a file system with ACLs, such as /run"
+            if error.errno == errno.ENOTSUP
+            else "run the agent as root, or set 'socket' to a path that it may write to"
             + (", and 'socket_group' to a group that it is in" if gid is not None else ""),
         ) from error
+
+
+def let_in(path: Path, more: Collection[int]) -> None:
+    """Let the owner and the group of a socket connect, and the groups ``more``, and nobody else.
+
+    Other groups are in a POSIX ACL. A socket that everybody can open would do, too, because the
+    server decides, but then any user of the host could use up the agent's file descriptors.
+    """
+    if more:
+        os.setxattr(path, _ACL, _acl(more))
+        return
+    with contextlib.suppress(OSError):  # there is none, or the file system has none
+        os.removexattr(path, _ACL)
+    path.chmod(SOCKET_MODE)
+
+
+def _acl(groups: Collection[int]) -> bytes:
+    """Return an ACL as the kernel takes it: SOCKET_MODE, and read and write for these groups."""
+    entries = [(_ACL_USER_OBJ, 6, _ACL_NO_ID), (_ACL_GROUP_OBJ, 6, _ACL_NO_ID)]
+    entries += [(_ACL_GROUP, 6, gid) for gid in sorted(groups)]
+    entries += [(_ACL_MASK, 6, _ACL_NO_ID), (_ACL_OTHER, 0, _ACL_NO_ID)]
+    return struct.pack("<I", _ACL_VERSION) + b"".join(
+        struct.pack("<HHI", *entry) for entry in entries
+    )
 
 
 def listen_tcp(
@@ -96,7 +130,7 @@ def listen_tcp(
     return sock
 
 
-def _bind_unix(path: Path, gid: int | None) -> UnixListener:
+def _bind_unix(path: Path, gid: int | None, more: Collection[int]) -> UnixListener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(os.fspath(path))
@@ -105,7 +139,7 @@ def _bind_unix(path: Path, gid: int | None) -> UnixListener:
             if gid is not None:
                 os.chown(path, -1, gid)
             # Nobody can connect before listen(), so the permissions apply from the start.
-            path.chmod(SOCKET_MODE)
+            let_in(path, more)
             sock.listen(_BACKLOG)
             sock.setblocking(False)
         except OSError:

@@ -20,14 +20,14 @@ VERSION = "1"
 TITLE = "Steelyard agent"
 ERRORS = {
     400: "the request is wrong, or what it asks for would make an invalid configuration",
-    403: "this user may not use the API",
+    403: "this user may not use the API, or has a role that does not suffice",
     404: "there is no such path, service, backend or version",
     405: "the path does not support the method",
     409: "it contradicts the agent's state",
     413: "the body is larger than 4 MiB",
     428: "it cuts open flows or is very large, and has to be confirmed",
     500: "the agent failed because of an internal error",
-    503: "the kernel or the network refused it",
+    503: "the kernel or the network refused it, or it cannot be recorded",
 }
 _REF = "#/components/schemas/{model}"
 _TAKEN: JsonSchemaMode = "validation"
@@ -68,7 +68,11 @@ def document() -> Json:
 
 
 def _operation(route: Route, given: Json, taken: Json | None) -> Json:
-    made: Json = {"operationId": route.name, "summary": route.summary}
+    made: Json = {"operationId": route.name, "summary": route.summary, "x-role": route.role.value}
+    if route.lesser:
+        made["x-lesser-roles"] = [
+            {"role": each.role.value, "when": each.when} for each in route.lesser
+        ]
     parameters = [_parameter(each, "path") for each in route.placeholders]
     parameters += [_parameter(each, "query") for each in route.parameters]
     if parameters:

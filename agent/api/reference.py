@@ -29,8 +29,9 @@ HEAD = """\
 
 The agent serves HTTP and JSON on a Unix socket, `/run/steelyard/agent.sock`. `lbctl` uses this API,
 so another program can see and change what `lbctl` does. Root may use the socket, and so may members
-of `socket_group` ([configuration](configuration.md)). No network port serves routes that change
-anything.
+of `socket_group`, or of the groups of `socket_roles`, which give them a role
+([configuration](configuration.md), [security](security.md#who-may-do-what)). No network port serves
+routes that change anything.
 
 [openapi.json](openapi.json) describes every route and every key of the answers as an OpenAPI 3.1
 document, for generators of clients. The agent serves the same document at `/v1/openapi.json`.
@@ -44,6 +45,9 @@ document, for generators of clients. The agent serves the same document at `/v1/
   ignore the keys that it does not know.
 - The document does not describe the keys of `config` in `GET /v1/config` and of `values` in an
   edit. They are those of the [configuration](configuration.md).
+- Every route says which role it needs: `viewer`, `operator` (which includes `viewer`) or `admin`
+  (which includes both). `GET /v1/whoami` says which one you have. Whoever is no admin sees
+  `(hidden)` instead of secrets. Every change is recorded before it is made: `GET /v1/audit`.
 
 ## Errors
 
@@ -75,8 +79,11 @@ def page() -> str:
     """Return docs/api.md."""
     parts = [HEAD]
     parts += [f"| {status} | {text} |\n" for status, text in ERRORS.items()]
-    parts += ["\n## Routes\n\n| route | |\n|-|-|\n"]
-    parts += [f"| [`{_title(route)}`](#{_anchor(route)}) | {route.summary} |\n" for route in ROUTES]
+    parts += ["\n## Routes\n\n| route | role | |\n|-|-|-|\n"]
+    parts += [
+        f"| [`{_title(route)}`](#{_anchor(route)}) | {_role_in_short(route)} | {route.summary} |\n"
+        for route in ROUTES
+    ]
     parts += [line for route in ROUTES for line in _section(route)]
     return "".join(parts)
 
@@ -95,7 +102,7 @@ def _section(route: Route) -> Iterator[str]:
     yield f"\n## {_title(route)}\n\n{route.summary}"
     if route.is_on_metrics_port:
         yield " The port of the metrics serves this, too."
-    yield f"\n\n```sh\n{shlex.join(curl(route))}\n```\n"
+    yield f"\n\n**Role.** {role(route)}.\n\n```sh\n{shlex.join(curl(route))}\n```\n"
     given = (*route.placeholders, *route.parameters)
     if given:
         yield "\n| parameter | value | |\n|-|-|-|\n"
@@ -111,6 +118,16 @@ def _section(route: Route) -> Iterator[str]:
                 note = " (required)" if name in required else ""
                 yield f"| `{name}`{note} | {_value(schema)} |\n"
     yield _answer(route, operation["responses"]["200"]["content"])
+
+
+def role(route: Route) -> str:
+    """Return the role that a route needs, in words."""
+    lesser = [f"`{each.role.value}` {each.when}" for each in route.lesser]
+    return "; ".join([f"`{route.role.value}`", *lesser])
+
+
+def _role_in_short(route: Route) -> str:
+    return f"{route.role.value}, or less" if route.lesser else route.role.value
 
 
 def _row(each: Parameter) -> str:

@@ -37,6 +37,9 @@ MAX_EDITS = 10_000
 RELOAD_FIELDS = HOW_FIELDS
 ROLLBACK_FIELDS = ("version", "service", *HOW_FIELDS)
 EVENT_PARAMETERS = ("since_s", "after", "service", "backend", "level", "event", "limit")
+AUDIT_PARAMETERS = ("since_s", "limit")
+MAX_RECORDS = 10_000
+USUAL_RECORDS = 100
 DIFF_PARAMETERS = ("old", "new")
 MAX_EVENTS = 10_000
 MAX_NUMBER = 10**9
@@ -264,6 +267,17 @@ def edit_request(body: Mapping[str, object]) -> tuple[tuple[Edit, ...], ChangeOp
     return _timed(tuple(edits), body)
 
 
+def sets_only_weights(body: Mapping[str, object]) -> bool:
+    """Return whether the changes of POST /v1/edit concern only weights and states of backends."""
+    edits, _ = edit_request(body)
+    return all(_is_weight(edit) for edit in edits)
+
+
+def _is_weight(edit: Edit) -> bool:
+    """Return whether an edit sets nothing but the weight and the state of a backend."""
+    return edit.op is EditOp.BACKEND_SET and set(edit.values) <= set(OVERRIDABLE)
+
+
 def _timed(
     edits: tuple[Edit, ...], body: Mapping[str, object]
 ) -> tuple[tuple[Edit, ...], ChangeOptions]:
@@ -279,7 +293,7 @@ def _timed(
             remedy="say for how long the change holds, like 3600",
         )
     for edit in edits:
-        if edit.op is not EditOp.BACKEND_SET or not set(edit.values) <= set(OVERRIDABLE):
+        if not _is_weight(edit):
             raise RequestError(
                 "only weight and state of backends can be changed for a time",
                 where="field for_s",
@@ -368,6 +382,14 @@ def event_query(given: Mapping[str, str], now: float) -> Query:
         LogLevel(level),
         given.get("event"),
         _number(given, "limit", 1, MAX_EVENTS) if "limit" in given else MAX_EVENTS,
+    )
+
+
+def audit_query(given: Mapping[str, str], now: float) -> tuple[float, int]:
+    """Return since when (Unix time) GET /v1/audit shows records, and how many at most."""
+    return (
+        now - _number(given, "since_s", 0, MAX_NUMBER) if "since_s" in given else 0.0,
+        _number(given, "limit", 1, MAX_RECORDS) if "limit" in given else USUAL_RECORDS,
     )
 
 

@@ -7,13 +7,13 @@ exactly these parameters and fields.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.api import requests, shapes
 from agent.config.edit import EditOp
-from agent.model import BackendState, Protocol, ServiceState
+from agent.model import BackendState, Protocol, Role, ServiceState
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind
 from agent.state.moves import MoveVerb
 from agent.state.queries import FlowQuery, ListQuery, SortBy, TopQuery
@@ -39,14 +39,29 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One route. ``answer`` and ``body`` are types of ``shapes``; None: no JSON, or no body.
+class Lesser:
+    """Requests of a route for which a lower role suffices.
 
-    ``example``: the path and query of an example, and ``sent`` its body.
+    ``applies`` decides that from the body, and raises RequestError if that is invalid. ``when``
+    says it in words.
+    """
+
+    role: Role
+    when: str
+    applies: Callable[[Mapping[str, object]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route. ``role``: the least role that it needs, unless one of ``lesser`` applies.
+
+    ``answer`` and ``body`` are types of ``shapes``; None: no JSON, or no body. ``example``: the
+    path and query of an example, and ``sent`` its body.
     """
 
     method: str
     path: str
+    role: Role
     name: str  # operationId: what generated clients call it
     summary: str
     example: str
@@ -55,9 +70,14 @@ class Route:
     placeholders: tuple[Parameter, ...] = ()  # of the path
     body: Any = None
     sent: Mapping[str, object] | None = None
+    lesser: tuple[Lesser, ...] = ()
     is_body_optional: bool = False
     content_type: str = JSON
     is_on_metrics_port: bool = False
+
+    def is_order(self, body: Mapping[str, object]) -> bool:
+        """Return whether a request asks for a change, and not only what one would do."""
+        return self.method == "POST" and body.get("dry_run") is not True
 
 
 def _one_of(values: Iterable[str]) -> Schema:
@@ -155,6 +175,10 @@ _EVENTS = (
     Parameter("event", "Only events of this kind."),
     _limit(requests.MAX_EVENTS, requests.MAX_EVENTS),
 )
+_AUDIT = (
+    Parameter("since_s", "Only records of the last so many seconds.", _ANY_NUMBER),
+    _limit(requests.USUAL_RECORDS, requests.MAX_RECORDS),
+)
 _VERSION = _number(1, requests.MAX_NUMBER)
 _DIFF = (
     Parameter("old", "The number of the older version.", _VERSION, is_required=True),
@@ -172,10 +196,18 @@ _TOP = (
     _limit(TopQuery().limit),
 )
 
+_IF_DRY_RUN = Lesser(Role.VIEWER, "with `dry_run`", lambda body: body.get("dry_run") is True)
+_IF_ONLY_WEIGHTS = Lesser(
+    Role.OPERATOR,
+    "if all edits are `backend.set` and set only `weight` and `state`",
+    requests.sets_only_weights,
+)
+
 _LOOK = (
     Route(
         "GET",
         "/v1/status",
+        Role.VIEWER,
         "status",
         "Returns the state of the whole balancer, and what is wrong now.",
         "/v1/status",
@@ -184,6 +216,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/list/{of}",
+        Role.VIEWER,
         "list",
         "Returns a page of the backends of all services, or of the services.",
         "/v1/list/backends?sort=waiting&limit=10",
@@ -194,6 +227,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/services",
+        Role.VIEWER,
         "services",
         "Returns all services with their backends.",
         "/v1/services",
@@ -202,6 +236,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/services/{name}",
+        Role.VIEWER,
         "service",
         "Returns one service with its backends.",
         "/v1/services/chat",
@@ -211,6 +246,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/services/{name}/origins",
+        Role.VIEWER,
         "serviceOrigins",
         "Returns the settings of a service that are not at their default, and where each comes "
         "from.",
@@ -221,6 +257,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/scale",
+        Role.VIEWER,
         "scales",
         "Returns how many backends each service should have.",
         "/v1/scale",
@@ -230,6 +267,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/scale/{name}",
+        Role.VIEWER,
         "scale",
         "Returns how many backends a service should have, and why.",
         "/v1/scale/chat",
@@ -240,6 +278,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/flows",
+        Role.VIEWER,
         "flows",
         "Returns recorded flows.",
         "/v1/flows?service=chat&state=established&limit=10",
@@ -249,6 +288,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/explain",
+        Role.VIEWER,
         "explain",
         "Returns what happens to the next packet of a flow, and why, step by step.",
         "/v1/explain?protocol=tcp&client=192.0.2.7&client_port=40000&vip=10.0.0.10&port=80",
@@ -258,6 +298,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/trace",
+        Role.OPERATOR,
         "trace",
         "Sends the data plane's decisions as they are made, one line of JSON each, until the "
         "client leaves. At least every second, a line says how many were lost.",
@@ -269,6 +310,7 @@ _LOOK = (
     Route(
         "GET",
         "/v1/events",
+        Role.VIEWER,
         "events",
         "Returns events of the agent's log at level info and above.",
         "/v1/events?level=warning&since_s=3600",
@@ -280,6 +322,7 @@ _CONFIGURE = (
     Route(
         "GET",
         "/v1/config",
+        Role.VIEWER,
         "config",
         "Returns the running configuration, and how it differs from the file.",
         "/v1/config",
@@ -288,11 +331,13 @@ _CONFIGURE = (
     Route(
         "POST",
         "/v1/edit",
+        Role.ADMIN,
         "edit",
         "Changes the running configuration: makes all of the edits, or none.",
         "/v1/edit",
         shapes.Made,
         body=shapes.EditBody | shapes.EditsBody,
+        lesser=(_IF_DRY_RUN, _IF_ONLY_WEIGHTS),
         sent={
             "op": EditOp.BACKEND_SET.value,
             "service": "chat",
@@ -305,6 +350,7 @@ _CONFIGURE = (
     Route(
         "GET",
         "/v1/history",
+        Role.VIEWER,
         "history",
         "Returns the stored versions of the running configuration.",
         "/v1/history",
@@ -313,6 +359,7 @@ _CONFIGURE = (
     Route(
         "GET",
         "/v1/history/diff",
+        Role.VIEWER,
         "historyDiff",
         "Returns the changes between two versions.",
         "/v1/history/diff?old=1",
@@ -322,16 +369,19 @@ _CONFIGURE = (
     Route(
         "POST",
         "/v1/rollback",
+        Role.ADMIN,
         "rollback",
         "Restores a version, or one service of it.",
         "/v1/rollback",
         shapes.Made,
         body=shapes.RollbackBody,
+        lesser=(_IF_DRY_RUN,),
         sent={"version": 1, "dry_run": True},
     ),
     Route(
         "POST",
         "/v1/reload",
+        Role.ADMIN,
         "reload",
         "Reads the configuration file again, as SIGHUP does.",
         "/v1/reload",
@@ -343,6 +393,7 @@ _CONFIGURE = (
     Route(
         "GET",
         "/v1/reverts",
+        Role.VIEWER,
         "reverts",
         "Returns the changes that end by themselves.",
         "/v1/reverts",
@@ -351,6 +402,7 @@ _CONFIGURE = (
     Route(
         "GET",
         "/v1/discovery",
+        Role.VIEWER,
         "discovery",
         "Returns the sources of backends, and what they have named.",
         "/v1/discovery",
@@ -359,6 +411,7 @@ _CONFIGURE = (
     Route(
         "POST",
         "/v1/discovery/{name}/accept",
+        Role.OPERATOR,
         "discoveryAccept",
         "Uses the answer of a service's source that was held because it looked like a mistake.",
         "/v1/discovery/chat/accept",
@@ -370,6 +423,7 @@ _PROTECT = (
     Route(
         "GET",
         "/v1/guard",
+        Role.VIEWER,
         "guard",
         "Returns blocks, lists and limits, and how many packets they have dropped.",
         "/v1/guard",
@@ -378,6 +432,7 @@ _PROTECT = (
     Route(
         "GET",
         "/v1/guard/test",
+        Role.VIEWER,
         "guardTest",
         "Returns what each service does with a new flow from an address.",
         "/v1/guard/test?address=192.0.2.7",
@@ -387,6 +442,7 @@ _PROTECT = (
     Route(
         "GET",
         "/v1/guard/top",
+        Role.VIEWER,
         "guardTop",
         "Returns the sources with the most open flows, or with the most waiting bytes.",
         "/v1/guard/top?by=waiting&limit=5",
@@ -396,6 +452,7 @@ _PROTECT = (
     Route(
         "POST",
         "/v1/guard/block",
+        Role.OPERATOR,
         "guardBlock",
         "Drops packets from some sources for a time, and ends their flows.",
         "/v1/guard/block",
@@ -406,6 +463,7 @@ _PROTECT = (
     Route(
         "POST",
         "/v1/guard/unblock",
+        Role.OPERATOR,
         "guardUnblock",
         "Serves blocked sources again.",
         "/v1/guard/unblock",
@@ -416,6 +474,7 @@ _PROTECT = (
     Route(
         "GET",
         "/v1/failover",
+        Role.VIEWER,
         "failover",
         "Returns failover: instances, the failover process, and flow sync.",
         "/v1/failover",
@@ -424,6 +483,7 @@ _PROTECT = (
     Route(
         "POST",
         "/v1/failover/{verb}",
+        Role.OPERATOR,
         "failoverMove",
         "Moves the VIPs: gives them up, takes them, or lets priorities decide again.",
         "/v1/failover/handover",
@@ -432,13 +492,34 @@ _PROTECT = (
             Parameter("verb", "What to do.", _one_of(_values(MoveVerb)), is_required=True),
         ),
         body=shapes.MoveBody,
+        lesser=(_IF_DRY_RUN,),
         sent={"dry_run": True},
     ),
 )
 _WATCH = (
     Route(
         "GET",
+        "/v1/whoami",
+        Role.VIEWER,
+        "whoami",
+        "Returns who the caller is, and what the caller may do.",
+        "/v1/whoami",
+        shapes.Whoami,
+    ),
+    Route(
+        "GET",
+        "/v1/audit",
+        Role.VIEWER,
+        "audit",
+        "Returns records of the audit log, the newest last, and its head.",
+        "/v1/audit?since_s=3600&limit=100",
+        shapes.Audit,
+        _AUDIT,
+    ),
+    Route(
+        "GET",
         "/metrics",
+        Role.VIEWER,
         "metrics",
         "Returns the metrics as Prometheus reads them.",
         "/metrics",
@@ -448,6 +529,7 @@ _WATCH = (
     Route(
         "GET",
         "/healthz",
+        Role.VIEWER,
         "healthz",
         "Answers with 200 while the program is attached, and with 503 while it is not.",
         "/healthz",
@@ -457,6 +539,7 @@ _WATCH = (
     Route(
         "GET",
         "/v1/openapi.json",
+        Role.VIEWER,
         "openapi",
         "Returns the description of the API: an OpenAPI 3.1 document.",
         "/v1/openapi.json",

@@ -39,6 +39,8 @@ def problems(status: Json) -> list[str]:
     found += [agent[key] for key in ("config_problem", "reconcile_problem") if agent[key]]
     if problem := agent.get("unsaved_problem"):
         found.append(f"changes are in memory only, and a restart forgets them: {problem}")
+    if problem := agent.get("audit_problem"):
+        found.append(f"changes are not recorded in the audit log: {problem}")
     found += agent.get("discovery_problems", ())
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())

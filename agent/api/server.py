@@ -7,10 +7,13 @@ Handlers only translate: ``requests`` decides what a request asks for, the ``Con
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -23,6 +26,7 @@ from agent.api import (
     openapi,
     peer,
     requests,
+    roles,
     scaleviews,
     trace,
     views,
@@ -37,21 +41,31 @@ from agent.api.answers import (
     refusal,
 )
 from agent.api.control import Control, Following
+from agent.api.listen import UnixListener
+from agent.api.routes import ROUTES, Route
+from agent.auditlog import AuditLog
 from agent.config.plan import Change
+from agent.config.redact import redacted
 from agent.config.render import document
 from agent.config.versions import Author
 from agent.errors import (
+    ForbiddenError,
     ListenError,
     NotFoundError,
 )
 from agent.logs import get_logger
-from agent.model import BackendMetrics
+from agent.model import BackendMetrics, Role
+from agent.state import auditlog
 from agent.state.blocks import shown
 from agent.state.snapshot import Snapshot
 
 log = get_logger()
 
 _SHUTDOWN_S = 5.0
+# Connections to the socket, where there are roles. A trace may pause for as long as a pager does.
+_LIMITS = guarded.Limits(most=512, of_a_source=64, read_s=None)
+# The key of a request under which its ``roles.Caller`` is; older versions of aiohttp take texts.
+_CALLER: Any = web.RequestKey("caller", roles.Caller) if hasattr(web, "RequestKey") else "caller"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -69,18 +83,22 @@ class ApiServer:
         metrics_listen: tuple[str, int] | None,
         *,
         metrics: Callable[[Snapshot, BackendMetrics], bytes],
+        audit: AuditLog,
     ) -> None:
         self._control = control
         self._path = socket_path
         self._group = group
         self._metrics_listen = metrics_listen
         self._render_metrics = metrics
+        self._audit = audit
+        self._reading_audit = asyncio.Lock()
         self._rendering = asyncio.Lock()
-        self._access = peer.access(None)
-        self._unix: listen.UnixListener | None = None
+        self._roles = roles.Roles(peer.access(None))
+        self._unix: UnixListener | None = None
+        self._let_in: frozenset[int] = frozenset()  # groups that the socket's file lets in
         self._port: socket.socket | None = None
         self._runners: list[web.AppRunner] = []
-        self._api_site: web.SockSite | None = None
+        self._accepting: asyncio.Server | None = None  # connections to the socket
         self._metrics_listening: guarded.Listening | None = None
         self._following: set[Following] = set()
         self._metrics_read_at: float | None = None  # time.monotonic()
@@ -91,9 +109,8 @@ class ApiServer:
 
         Clients that connect before ``start`` wait until it runs.
         """
-        gid = None if self._group is None else peer.group_id(self._group)
-        self._access = peer.access(gid)
-        self._unix = listen.listen_unix(self._path, gid)
+        self._roles = roles.roles(self._group, self._control.config().socket_roles)
+        self._unix = self._listen_unix()
         if self._metrics_listen is None:
             return
         try:
@@ -104,13 +121,21 @@ class ApiServer:
             raise
         self.metrics_address = self._port.getsockname()[:2]
 
+    def _listen_unix(self) -> UnixListener:
+        made = listen.listen_unix(self._path, self._roles.access.gid, self._roles.all_gids)
+        self._let_in = self._roles.all_gids
+        return made
+
     async def start(self) -> None:
         """Start to answer requests, after calling ``listen`` if that has not been done."""
         if self._unix is None:
             self.listen()
         try:
             if self._unix is not None:
-                self._api_site = await self._serve(self._api(), self._unix.sock)
+                runner = web.AppRunner(self._api(), access_log=None, shutdown_timeout=_SHUTDOWN_S)
+                self._runners.append(runner)
+                await runner.setup()
+                self._accepting = await self._accept(runner, self._unix.sock)
             if self._port is not None:
                 # Any client that can reach this port could exhaust its connections.
                 self._metrics_listening = await guarded.serve(self._metrics_only(), self._port)
@@ -120,21 +145,31 @@ class ApiServer:
         log.info("api_listening", socket=str(self._path), metrics=self.metrics_address)
 
     async def put_back(self) -> None:
-        """Listen on the path again if the socket's file was removed. Raises ListenError."""
-        lost, former = self._unix, self._api_site
-        if lost is None or former is None or not lost.is_gone():
+        """Listen on the path again if the socket's file was removed. Raises ListenError.
+
+        Also let in the groups that a reload has given a role.
+        """
+        lost, former = self._unix, self._accepting
+        if lost is None or former is None:
             return
-        gid = None if self._group is None else peer.group_id(self._group)
-        self._unix = await asyncio.to_thread(listen.listen_unix, self._path, gid)
-        self._api_site = web.SockSite(self._runners[0], self._unix.sock)
-        await self._api_site.start()
-        await former.stop()  # existing connections stay open
+        gids = (await self._current_roles()).all_gids
+        if not lost.is_gone():
+            if gids != self._let_in:
+                await asyncio.to_thread(listen.let_in, self._path, gids)
+                self._let_in = gids
+            return
+        self._unix = await asyncio.to_thread(self._listen_unix)
+        self._accepting = await self._accept(self._runners[0], self._unix.sock)
+        former.close()  # existing connections stay open
         lost.close()
         log.warning("the API's socket was removed by somebody else, and is put back")
 
     async def stop(self) -> None:
         """Stop accepting requests, let those in progress end, and remove the socket."""
-        runners, self._runners, self._api_site = self._runners, [], None
+        runners, self._runners = self._runners, []
+        if self._accepting is not None:
+            self._accepting.close()
+            self._accepting = None
         if self._metrics_listening is not None:
             await self._metrics_listening.stop()
             self._metrics_listening = None
@@ -148,82 +183,159 @@ class ApiServer:
             self._port = None
         self.metrics_address = None
 
-    async def _serve(self, app: web.Application, sock: socket.socket) -> web.SockSite:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
-        self._runners.append(runner)
-        await runner.setup()
-        site = web.SockSite(runner, sock)
-        await site.start()
-        return site
+    async def _accept(self, runner: web.AppRunner, sock: socket.socket) -> asyncio.Server:
+        """Accept connections to the socket; with roles, not too many of a user.
+
+        Whoever may only read must not be able to use up the agent's file descriptors.
+        """
+        make = runner.server
+        assert make is not None  # noqa: S101 (setup created it)
+        factory = guarded.Guarded(make, self._limited_user, _LIMITS)
+        return await asyncio.get_running_loop().create_server(factory, sock=sock)
+
+    def _limited_user(self, transport: asyncio.BaseTransport) -> str | None:
+        """Return the user of a connection; None: it has no limits."""
+        found = peer.peer_of(transport.get_extra_info("socket"))
+        is_limited = self._roles.configured.are_used and found.uid not in self._roles.access.uids
+        return f"user {found.uid}" if is_limited else None
 
     def _api(self) -> web.Application:
         app = web.Application(
             client_max_size=MAX_BODY_BYTES,
             middlewares=[errors_as_json, self._check_peer],
         )
+        handlers = self._handlers()
         app.add_routes(
-            [
-                web.get("/v1/status", self._status),
-                web.get("/v1/list/{of}", self._list),
-                web.get("/v1/services", self._services),
-                web.get("/v1/services/{name}", self._service),
-                web.get("/v1/services/{name}/origins", self._origins),
-                web.get("/v1/scale", self._scales),
-                web.get("/v1/scale/{name}", self._scale),
-                web.get("/v1/config", self._config),
-                web.get("/v1/flows", self._flows),
-                web.get("/v1/explain", self._explain),
-                web.get("/v1/trace", self._trace),
-                web.get("/v1/events", self._events),
-                web.get("/v1/history", self._history),
-                web.get("/v1/history/diff", self._diff),
-                web.post("/v1/edit", self._edit),
-                web.post("/v1/rollback", self._rollback),
-                web.post("/v1/reload", self._reload),
-                web.get("/v1/reverts", self._reverts),
-                web.get("/v1/discovery", self._discovery),
-                web.post("/v1/discovery/{name}/accept", self._discovery_accept),
-                web.get("/v1/guard", self._guard),
-                web.get("/v1/guard/test", self._guard_test),
-                web.get("/v1/guard/top", self._guard_top),
-                web.post("/v1/guard/block", self._guard_block),
-                web.post("/v1/guard/unblock", self._guard_unblock),
-                web.get("/v1/failover", self._failover),
-                web.post("/v1/failover/{verb}", self._move),
-                web.get("/metrics", self._metrics),
-                web.get("/healthz", self._healthz),
-                web.get("/v1/openapi.json", self._openapi),
-            ]
+            web.route(each.method, each.path, self._permitted(each, handlers[each.name]))
+            for each in ROUTES
         )
         app.on_shutdown.append(self._end_traces)
         return app
 
     def _metrics_only(self) -> web.Application:
         app = web.Application(client_max_size=1024, middlewares=[errors_as_json])
+        handlers = self._handlers()
         app.add_routes(
-            [
-                web.get("/metrics", self._metrics),
-                web.get("/healthz", self._healthz),
-                web.get("/v1/scale", self._scales),
-                web.get("/v1/scale/{name}", self._scale),
-            ]
+            web.route(each.method, each.path, handlers[each.name])
+            for each in ROUTES
+            if each.is_on_metrics_port
         )
         return app
 
+    def _handlers(self) -> dict[str, Handler]:
+        """Return the handler of each route, by the route's name.
+
+        A route that is not in ``ROUTES``, and so has no role, is not served.
+        """
+        return {
+            "status": self._status,
+            "list": self._list,
+            "services": self._services,
+            "service": self._service,
+            "serviceOrigins": self._origins,
+            "scales": self._scales,
+            "scale": self._scale,
+            "config": self._config,
+            "flows": self._flows,
+            "explain": self._explain,
+            "trace": self._trace,
+            "events": self._events,
+            "history": self._history,
+            "historyDiff": self._diff,
+            "edit": self._edit,
+            "rollback": self._rollback,
+            "reload": self._reload,
+            "reverts": self._reverts,
+            "discovery": self._discovery,
+            "discoveryAccept": self._discovery_accept,
+            "guard": self._guard,
+            "guardTest": self._guard_test,
+            "guardTop": self._guard_top,
+            "guardBlock": self._guard_block,
+            "guardUnblock": self._guard_unblock,
+            "failover": self._failover,
+            "failoverMove": self._move,
+            "whoami": self._whoami,
+            "audit": self._audited,
+            "metrics": self._metrics,
+            "healthz": self._healthz,
+            "openapi": self._openapi,
+        }
+
     @web.middleware
     async def _check_peer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        caller = _peer(request)
-        if caller is None or not self._access.allows(caller):
-            who = f"user {caller.uid}" if caller is not None else "this connection"
+        """Refuse callers without a role, and note the role of the others."""
+        found, known = _peer(request), await self._current_roles()
+        role = None if found is None else known.of(found)
+        if found is None or role is None:
+            who = f"user {found.uid}" if found is not None else "this connection"
             return refusal(
-                403,
-                f"{who} may not use the API",
-                where=str(self._path),
-                remedy=f"be root, or a member of the group {self._group!r}"
-                if self._group
-                else "be root, or set 'socket_group' to a group that you are in",
+                403, f"{who} may not use the API", where=str(self._path), remedy=self._remedy()
             )
+        request[_CALLER] = roles.Caller(found, role, known.groups_of(found))
         return await handler(request)
+
+    def _remedy(self) -> str:
+        if self._roles.configured.are_used:
+            groups = sorted({name for each in self._roles.gids.values() for name in each.values()})
+            return f"be root, or a member of one of the groups {', '.join(groups)}"
+        if self._group:
+            return f"be root, or a member of the group {self._group!r}"
+        return "be root, or set 'socket_group' or 'socket_roles' to groups that you are in"
+
+    async def _current_roles(self) -> roles.Roles:
+        """Return the roles of the running configuration, which a reload may have changed."""
+        wanted = self._control.config().socket_roles
+        if wanted != self._roles.configured:
+            self._roles = await asyncio.to_thread(roles.roles, self._group, wanted)
+        return self._roles
+
+    def _permitted(self, route: Route, handler: Handler) -> Handler:
+        """Return a handler that serves only callers whose role suffices, and records changes."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if route.role is Role.VIEWER:
+                return await handler(request)
+            parameters(request, tuple(each.name for each in route.parameters))
+            # In a thread, because user names may come from a directory service, which may be slow.
+            name = await asyncio.to_thread(peer.name_of, _caller(request).peer)
+            caller = request[_CALLER] = replace(_caller(request), name=name)
+            raw = b"" if route.body is None else await request.read()
+            roles.check_size(caller, route, len(raw))
+            body = requests.json_object(raw) if raw else {}
+            about = {
+                "by": caller.name,
+                "uid": caller.peer.uid,
+                "pid": caller.peer.pid,
+                "role": caller.role.value,
+                "source": "socket",
+                "what": f"{request.method} {request.path}",
+                "request": auditlog.request_of(body, raw),
+            }
+            try:
+                roles.check(self._roles, caller, route, body)
+            except ForbiddenError:
+                await self._audit.denied(**about)
+                raise
+            if not route.is_order(body):
+                return await handler(request)
+            return await self._recorded(request, handler, await self._audit.order(**about))
+
+        return handle
+
+    async def _recorded(
+        self, request: web.Request, handler: Handler, change: str
+    ) -> web.StreamResponse:
+        """Carry out an order that was recorded, and record its outcome."""
+        try:
+            # Errors become answers here, and not in the outer middleware, to be recorded as well.
+            answer = await errors_as_json(request, handler)
+        except BaseException:
+            self._audit.broken_off(change)
+            raise
+        # In a thread, because there may be thousands of changes.
+        await self._audit.outcome(change, *await asyncio.to_thread(_effect, answer))
+        return answer
 
     async def _status(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -288,9 +400,12 @@ class ApiServer:
 
     async def _config(self, request: web.Request) -> web.Response:
         parameters(request)
+        config = document(self._control.config())
+        if _caller(request).role is not Role.ADMIN:
+            config = redacted(config)
         return as_json(
             {
-                "config": document(self._control.config()),
+                "config": config,
                 "changes_since_file": views.changes(self._control.file_changes()),
             }
         )
@@ -310,7 +425,7 @@ class ApiServer:
         query = requests.trace_query(given, self._control.config())
         with self._control.follow(query) as following:
             # A trace costs time on the packet path, so the log says who asked for it.
-            await _log_use(_peer(request), "trace", **given)
+            _log_use(request, "trace", **given)
             self._following.add(following)
             try:
                 return await trace.stream(request, following)
@@ -324,11 +439,8 @@ class ApiServer:
 
     async def _edit(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(
-            request
-        )  # looked up now, because the client may have left when the change is made
         edits, how = requests.edit_request(requests.json_object(await request.read()))
-        author = await _author(caller, how)
+        author = Author(_caller(request).name, how.message)
         made = await self._control.edit(
             *edits,
             dry_run=how.dry_run,
@@ -340,10 +452,9 @@ class ApiServer:
 
     async def _rollback(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)
         asked = requests.rollback_request(requests.json_object(await request.read()))
         how = asked.how
-        author = await _author(caller, how)
+        author = Author(_caller(request).name, how.message)
         made = await self._control.rollback(
             asked.version, asked.service, how.dry_run, confirmed=how.confirmed, author=author
         )
@@ -369,9 +480,8 @@ class ApiServer:
     async def _discovery_accept(self, request: web.Request) -> web.Response:
         parameters(request)
         name = request.match_info["name"]
-        caller = _peer(request)
         await self._control.accept_answer(name)
-        await _log_use(caller, "the held answer of a source is used", service=name)
+        _log_use(request, "the held answer of a source is used", service=name)
         found, left_out = self._control.sources()
         found = tuple(each for each in found if each.service.name == name)
         return as_json(discoveryviews.sources(found, left_out, time.time()))
@@ -387,10 +497,9 @@ class ApiServer:
 
     async def _reload(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)
         body = await request.read()
         how = requests.reload_request(requests.json_object(body) if body else {})
-        author = await _author(caller, how)
+        author = Author(_caller(request).name, how.message)
         made = await self._control.reload(
             dry_run=how.dry_run, confirmed=how.confirmed, author=author
         )
@@ -420,11 +529,10 @@ class ApiServer:
 
     async def _guard_block(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)
         order = requests.block_order(requests.json_object(await request.read()))
         done = await self._control.block(order)
         prefixes = [shown(prefix) for prefix in order.prefixes]
-        await _log_use(caller, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
+        _log_use(request, "block", prefixes=prefixes, for_s=order.for_s, why=order.why)
         unsaved = (await self._control.snapshot(())).guard.unsaved
         return as_json(
             {
@@ -437,11 +545,10 @@ class ApiServer:
 
     async def _guard_unblock(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)
         prefixes = requests.unblock_order(requests.json_object(await request.read()))
         informed = await self._control.unblock(prefixes)
         named = [shown(prefix) for prefix in prefixes]
-        await _log_use(caller, "unblock", prefixes=named)
+        _log_use(request, "unblock", prefixes=named)
         return as_json(
             {
                 "unblocked": named,
@@ -457,16 +564,49 @@ class ApiServer:
 
     async def _move(self, request: web.Request) -> web.Response:
         parameters(request)
-        caller = _peer(request)
         body = requests.json_object(await request.read())
         order = requests.move_order(request.match_info["verb"], body)
         moved = await self._control.move(order)
         if not order.dry_run:
             why = order.message or None
-            await _log_use(caller, order.verb.value, instance=order.instance, message=why)
+            _log_use(request, order.verb.value, instance=order.instance, message=why)
         return as_json(
             {"text": moved.text, "flows_sent": moved.flows, "applied": not order.dry_run}
         )
+
+    async def _whoami(self, request: web.Request) -> web.Response:
+        parameters(request)
+        caller = _caller(request)
+        return as_json(
+            {
+                "user": await asyncio.to_thread(peer.name_of, caller.peer),
+                "uid": caller.peer.uid,
+                "role": caller.role.value,
+                "groups": list(caller.groups),
+                "roles": {
+                    role.value: list(names)
+                    for role, names in self._roles.configured.by_role.items()
+                },
+            }
+        )
+
+    async def _audited(self, request: web.Request) -> web.Response:
+        given = parameters(request, requests.AUDIT_PARAMETERS)
+        since, limit = requests.audit_query(given, time.time())
+        audit = self._audit
+
+        def render() -> web.Response:
+            return as_json(
+                {
+                    "file": str(audit.path),
+                    "problem": audit.problem,
+                    "head": {"number": audit.head.number, "hash": audit.head.hash},
+                    "records": list(audit.read(since, limit)),
+                }
+            )
+
+        async with self._reading_audit:  # one at a time, because the files may be large
+            return await asyncio.to_thread(render)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -490,18 +630,23 @@ class ApiServer:
         return await asyncio.to_thread(lambda: as_json(openapi.document()))
 
 
+def _effect(answer: web.StreamResponse) -> tuple[str, str]:
+    """Return the outcome of a request, and its effect in a sentence."""
+    told = json.loads(answer.text) if isinstance(answer, web.Response) and answer.text else {}
+    return auditlog.effect_of(answer.status, told)
+
+
 def _peer(request: web.Request) -> peer.Peer | None:
     sock = None if request.transport is None else request.transport.get_extra_info("socket")
     return None if sock is None else peer.peer_of(sock)
 
 
-async def _author(caller: peer.Peer | None, how: requests.ChangeOptions) -> Author:
-    """Return who makes a change, and why."""
-    # In a thread, because user names may come from a directory service, which may be slow.
-    return Author(await asyncio.to_thread(peer.name_of, caller), how.message)
+def _caller(request: web.Request) -> roles.Caller:
+    caller: roles.Caller = request[_CALLER]
+    return caller
 
 
-async def _log_use(caller: peer.Peer | None, event: str, **what: object) -> None:
+def _log_use(request: web.Request, event: str, **what: object) -> None:
     """Log who changed something, or traces. Other reads are not logged."""
-    who = await asyncio.to_thread(peer.name_of, caller)
-    log.info(event, by=who, pid=caller and caller.pid, **what)
+    caller = _caller(request)
+    log.info(event, by=caller.name, pid=caller.peer.pid, **what)

@@ -89,6 +89,7 @@ class AgentStatus(TypedDict):
     changes_since_file: int
     reconcile_problem: str
     unsaved_problem: str
+    audit_problem: str
     discovery_problems: list[str]
 
 
@@ -852,6 +853,80 @@ class Event(TypedDict):
     service: str | None
     backend: str | None
     fields: dict[str, str]
+
+
+type RoleName = Literal["viewer", "operator", "admin"]
+
+
+class RoleGroups(TypedDict):
+    """The groups that have each role, as the configuration says."""
+
+    viewer: list[str]
+    operator: list[str]
+    admin: list[str]
+
+
+class Whoami(TypedDict):
+    """Who the caller is. `groups`: those of the caller's groups that have a role. `roles`: the
+    groups that have each role; without any, whoever can open the socket is an admin.
+    """
+
+    user: str
+    uid: int
+    role: RoleName
+    groups: list[str]
+    roles: RoleGroups
+
+
+class AuditHead(TypedDict):
+    """The number and the hash of the last record."""
+
+    number: int
+    hash: str
+
+
+class AuditRecord(TypedDict):
+    """One record of the audit log.
+
+    `number`, `previous` and `hash` are its place in the chain. `kind`: an `order` is recorded
+    before the change is made, and the `outcome` with the same `change` afterwards. `by`, `uid`,
+    `pid` and `role`: who asked for it; `source`: from where. `what`: the request. `request`: its
+    plain fields, and the SHA-256 of its body. `left_out`: how many requests like this `denied` one
+    were not recorded. `count`: how many records were lost. `configuration`: the SHA-256 of the file
+    with which the agent has started.
+    """
+
+    number: int
+    previous: str
+    hash: str
+    kind: Literal["begin", "start", "order", "outcome", "denied", "lost"]
+    at: Time
+    change: NotRequired[str]
+    by: NotRequired[str]
+    uid: NotRequired[int]
+    pid: NotRequired[int]
+    role: NotRequired[RoleName]
+    source: NotRequired[str]
+    what: NotRequired[str]
+    request: NotRequired[dict[str, object]]
+    outcome: NotRequired[Literal["ok", "refused", "failed"]]
+    effect: NotRequired[str]
+    left_out: NotRequired[int]
+    count: NotRequired[int]
+    version: NotRequired[str]
+    configuration: NotRequired[str]
+
+
+class Audit(TypedDict):
+    """Records of the audit log, the oldest first.
+
+    `file`: where the newest ones are. `problem`: why changes are not recorded; empty: they are.
+    """
+
+    file: str
+    problem: str
+    head: AuditHead
+    records: list[AuditRecord]
 
 
 class Events(TypedDict):

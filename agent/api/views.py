@@ -66,6 +66,7 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
             "changes_since_file": snapshot.changes_since_file,
             "reconcile_problem": snapshot.reconcile_problem,
             "unsaved_problem": snapshot.unsaved_problem,
+            "audit_problem": snapshot.audit_problem,
             "discovery_problems": list(snapshot.discovery_problems),
         },
         "dataplane": _dataplane(snapshot.dataplane)

@@ -24,6 +24,7 @@ from agent.model import (
     Nat,
     Protocol,
     Service,
+    SocketRoles,
     StatusPage,
     SynProtection,
     Tables,
@@ -34,6 +35,7 @@ from agent.model import (
 def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
     """Return the configuration made of the global settings and the services."""
     tables, nat, page = globals_.tables, globals_.nat, globals_.status_page
+    roles = globals_.socket_roles
     return Config(
         name=globals_.name,
         interface=globals_.interface,
@@ -41,6 +43,8 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         hook=globals_.hook,
         socket=globals_.socket,
         socket_group=globals_.socket_group,
+        socket_roles=SocketRoles(roles.viewer, roles.operator, roles.admin),
+        audit_required=globals_.audit_log.required,
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,
         metrics_backends=globals_.metrics_backends,

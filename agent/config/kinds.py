@@ -22,6 +22,7 @@ from agent.model import MAX_PRIORITY, MAX_WEIGHT, RATE_PERIODS, Rate
 # sun_path holds 108 bytes, one of them the final NUL.
 _MAX_SOCKET_PATH = 107
 _MAX_NAME = 64
+MAX_GROUPS = 32  # with one role on the API's socket
 _MAX_PAYLOAD = 1200  # bytes; a datagram of this size fits every path
 
 type StatusRanges = tuple[tuple[int, int], ...]
@@ -390,17 +391,24 @@ Name = Annotated[
     ),
     Kind("text: `a-z`, `0-9`, `.`, `_`, `-`"),
 ]
-GroupName = Annotated[
-    str,
-    BeforeValidator(
-        matching(
-            r"[A-Za-z_][A-Za-z0-9_.-]*\$?",
-            "a group name",
-            "give a group of /etc/group, such as adm",
-            32,
-        )
-    ),
-    Kind("text"),
+_group_name = matching(
+    r"[A-Za-z_][A-Za-z0-9_.-]*\$?",
+    "a group name",
+    "give a group of /etc/group, such as adm",
+    32,
+)
+
+
+def _group_names(value: object) -> tuple[str, ...]:
+    given = value if isinstance(value, list) else [value]
+    if len(given) > MAX_GROUPS:
+        refuse(f"{len(given)} groups are too many", f"give at most {MAX_GROUPS}")
+    return tuple(dict.fromkeys(_group_name(each) for each in given))
+
+
+GroupName = Annotated[str, BeforeValidator(_group_name), Kind("text")]
+GroupNames = Annotated[
+    tuple[str, ...], BeforeValidator(_group_names), Kind("a group, or a list of groups")
 ]
 # Text that goes into a request must not be able to end its line and start another one.
 Method = Annotated[

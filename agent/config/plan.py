@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from agent.config import effects
+from agent.config.redact import SECRETS
 from agent.config.render import (
     backend_fields,
     global_fields,
@@ -22,6 +23,10 @@ from agent.model import Backend, BackendRef, Config, Service
 # path or table by which other processes find this agent.
 LIVE_FIELDS = frozenset(
     {
+        "audit_log.required",
+        "socket_roles.viewer",
+        "socket_roles.operator",
+        "socket_roles.admin",
         "companion.key_file",
         "companion.port",
         "manage_vips",
@@ -184,16 +189,22 @@ def global_changes(old: Config, new: Config) -> tuple[FieldChange, ...]:
 def settings_change(fields: tuple[FieldChange, ...]) -> tuple[Change, ...]:
     """Return global changes as one change of a plan, or an empty tuple if there are none.
 
-    Only simple values are shown. Others are only named, because they can be long or hold a
-    password.
+    Only simple values and the groups of roles are shown. Others are only named, because they can
+    be long or hold a secret.
     """
     if not fields:
         return ()
-    shown = tuple(f for f in fields if not isinstance(f.old, dict | list | tuple)
-                 and not isinstance(f.new, dict | list | tuple))  # fmt: skip
+    shown = tuple(f for f in fields if _is_shown(f))
     others = ", ".join(f.field for f in fields if f not in shown)
     effect = f"taken over while it runs: {others}" if others else "taken over while it runs"
     return (Change(Action.CHANGE, Kind.SETTINGS, "", None, shown, effect),)
+
+
+def _is_shown(change: FieldChange) -> bool:
+    if change.field in SECRETS:
+        return False
+    is_simple = not any(isinstance(each, dict | list | tuple) for each in (change.old, change.new))
+    return is_simple or change.field.startswith("socket_roles.")
 
 
 def _services(

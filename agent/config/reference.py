@@ -25,10 +25,12 @@ from agent.config.failover_schema import (
 )
 from agent.config.kinds import Kind
 from agent.config.schema import (
+    AuditLogSection,
     CompanionSection,
     GlobalSection,
     GueSection,
     NatSection,
+    SocketRolesSection,
     StatusPageSection,
     TablesSection,
     TunnelSourceSection,
@@ -129,6 +131,8 @@ _RULES = """\
   `source`, and it has no `affinity`. `affinity`, `slo` and `scale.waiting_bytes` need
   `count_waiting`.
 - `scale.requests` and `scale.queued` need a `telemetry` whose engines report requests.
+- The groups of `socket_roles` exist on the host on which the agent starts or reloads, and beside
+  them there is no `socket_group`: its members are admins, so it belongs to `admin`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
@@ -143,6 +147,8 @@ remove the service and add it again. Between `dsr`, `ipip` and `gue` open flows 
 
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", GlobalSection),
+    ("`socket_roles`", SocketRolesSection),
+    ("`audit_log`", AuditLogSection),
     ("`tables`", TablesSection),
     ("`status_page`", StatusPageSection),
     ("`tunnel_source`", TunnelSourceSection),

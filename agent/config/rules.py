@@ -49,6 +49,7 @@ def check(
     yield from load_rules.check(services, globals_)
     if globals_ is not None:
         yield from _interfaces(globals_)
+        yield from _socket(globals_)
         yield from page_rules.check(globals_.status_page, globals_.metrics)
         yield from failover_rules.check(services, globals_, where)
         yield from _capacity(services, globals_)
@@ -266,6 +267,17 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             (*path, "type") if health.type else path,
             f"{kind.value} checks of a {what} need a port",
             f"add health.port,{give} or set health.type to none",
+        )
+
+
+def _socket(globals_: GlobalSection) -> Iterator[Problem]:
+    roles, group = globals_.socket_roles, globals_.socket_group
+    if group is not None and (roles.viewer or roles.operator or roles.admin):
+        yield Problem(
+            ("socket_group",),
+            "there are socket_roles, too, and they say who may do what",
+            f"remove this, and name {group} in socket_roles: {{admin: [{group}]}}, or in another "
+            "role",
         )
 
 

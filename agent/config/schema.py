@@ -159,6 +159,48 @@ class StatusPageSection(Section):
     )
 
 
+class SocketRolesSection(Section):
+    """What members of groups of this host may do on the API's socket, with `lbctl` for example.
+
+    Each role includes the ones before it. A user with several roles has the highest one. Root and
+    the agent's own user are always admins. Without any group here, everybody who can open the
+    socket may do everything. A reload changes the roles. See
+    [security](security.md#who-may-do-what).
+    """
+
+    viewer: kinds.GroupNames = Field(
+        (),
+        description="Groups that may read everything but secrets, and see what a change would do "
+        "(`--dry-run`).",
+    )
+    operator: kinds.GroupNames = Field(
+        (),
+        description="Groups that may also drain, enable and disable backends and change their "
+        "weights, move VIPs, block and unblock sources, accept the held answer of a source of "
+        "backends, and trace.",
+    )
+    admin: kinds.GroupNames = Field(
+        (),
+        description="Groups that may do everything: also change services, apply, reload and roll "
+        "back.",
+    )
+
+
+class AuditLogSection(Section):
+    """The record of every change through the API, in `<state_dir>/<name>.audit`.
+
+    `lbctl audit log` shows it, and `lbctl audit verify` finds out whether it was edited. See
+    [security](security.md#the-audit-log).
+    """
+
+    required: bool = Field(
+        _CONFIG.audit_required,
+        description="Whether a change through the API is refused if it cannot be recorded, for "
+        "example because the disk is full. By default it is made, and `lbctl status` and the log "
+        "say that it is not recorded.",
+    )
+
+
 class GlobalSection(Section):
     """The agent and its interface."""
 
@@ -187,7 +229,17 @@ class GlobalSection(Section):
         Path("/run/steelyard/agent.sock"), description="Unix socket of the API, for `lbctl`."
     )
     socket_group: kinds.GroupName | None = Field(
-        None, description="Group whose members may use the API. Default: only root may use it."
+        None,
+        description="Group whose members may do everything with the API. Default: only root may "
+        "use it. `socket_roles` tells more apart.",
+    )
+    socket_roles: SocketRolesSection = Field(
+        default_factory=lambda: SocketRolesSection.model_validate({}),
+        description="Groups whose members may read, operate, or do everything. Default: none.",
+    )
+    audit_log: AuditLogSection = Field(
+        default_factory=lambda: AuditLogSection.model_validate({}),
+        description="The record of changes.",
     )
     state_dir: kinds.AbsolutePath = Field(
         Path("/var/lib/steelyard"),

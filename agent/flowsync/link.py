@@ -48,13 +48,14 @@ class Presence:
     ``instances``: the names of its instances, which the peer uses in requests. ``routers``: the
     state of its virtual routers at ``routers_s`` on the monotonic clock, or None if that is not
     known. ``takes_at``: the port at which it takes packets of flows that the peer does not know,
-    or 0.
+    or 0. ``audit_head``: the head of its audit log, ``NUMBER:HASH``, which the peer notes.
     """
 
     instances: tuple[str, ...] = ()
     routers: tuple[RouterReport, ...] | None = None
     routers_s: float = 0.0
     takes_at: int = 0
+    audit_head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,11 @@ class Link:
     def takes_at(self) -> int:
         """The port at which the peer takes packets of flows that we do not know, or 0."""
         return 0 if self._heartbeat is None else self._heartbeat.takes_at
+
+    @property
+    def audit_head(self) -> str:
+        """The head of the peer's audit log, or an empty text if it is not announced."""
+        return "" if self._heartbeat is None else self._heartbeat.audit_head
 
     @property
     def heard_s(self) -> float:
@@ -307,6 +313,7 @@ class Link:
                 now - present.routers_s if present.routers else 0.0,
                 present.takes_at,
                 takes_blocks=True,
+                audit_head=present.audit_head,
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
             with contextlib.suppress(TimeoutError):

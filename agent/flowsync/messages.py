@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from agent.state.blocks import Blocks, from_json, to_json
 _LONGEST_TEXT = 1000
 _MOST_REASONS = 32
 _MOST_INSTANCES = 128
+_HEAD = re.compile(r"[0-9]{1,18}:[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Heartbeat:
     does not announce them. ``routers``: the state of its virtual routers ``routers_age_s`` before
     this was sent; None: likewise, or the sender does not know it. ``takes_at``: the port at which
     it takes packets of flows that the receiver does not know; 0: it takes none, or its version does
-    not announce it. ``takes_blocks``: whether it takes BLOCKS frames.
+    not announce it. ``takes_blocks``: whether it takes BLOCKS frames. ``audit_head``: the head of
+    the sender's audit log, ``NUMBER:HASH``; empty: unknown.
     """
 
     sent_s: float
@@ -53,6 +56,7 @@ class Heartbeat:
     routers_age_s: float = 0.0
     takes_at: int = 0
     takes_blocks: bool = False
+    audit_head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             max(0.0, _time(fields.get("routers_age_s", 0.0))),
             _count(fields.get("takes_at", 0)),
             fields.get("takes_blocks") is True,
+            _head(fields.get("audit_head")),
         )
 
     return _read(payload, read)
@@ -166,6 +171,12 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**64:
         raise ValueError("no count")
     return value
+
+
+def _head(value: Any) -> str:
+    """Return the head of an audit log, or an empty text if it is none."""
+    is_head = isinstance(value, str) and _HEAD.fullmatch(value)
+    return value if is_head else ""
 
 
 def _names(value: Any) -> tuple[str, ...] | None:

@@ -126,6 +126,15 @@ class FlowSync:
                 found.append(Other(address, own, takes_at, heard_s))
         return tuple(found)
 
+    def audit_heads(self) -> dict[str, str]:
+        """Return the heads of the audit logs of connected peers, ``NUMBER:HASH`` by address."""
+        links = {str(address): peer.link for address, peer in self._peers.items()}
+        return {
+            address: link.audit_head
+            for address, link in links.items()
+            if link is not None and link.audit_head
+        }
+
     def beat(self) -> None:
         """Send the next heartbeat to each peer at once, because this node has news."""
         for peer in self._peers.values():

@@ -85,6 +85,7 @@ class AgentFacts:
     changes_since_file: int = 0
     reconcile_problem: str = ""
     unsaved_problem: str = ""
+    audit_problem: str = ""
     defects: int = 0
     events: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by event and level
     link_problems: tuple[str, ...] = ()
@@ -262,6 +263,7 @@ class Observer:
             changes_since_file=facts.changes_since_file,
             reconcile_problem=facts.reconcile_problem,
             unsaved_problem=facts.unsaved_problem,
+            audit_problem=facts.audit_problem,
             defects=facts.defects,
             events=facts.events,
             link_problems=facts.link_problems,

@@ -130,6 +130,8 @@ class Pair:
             blocked,
         )
         self.tell_blocks = self._sync.tell_blocks
+        self.audit_heads = self._sync.audit_heads
+        self.audit_head: Callable[[], str] = str  # of this node, as it is announced to the others
         self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)
         self._detour = Detour(dataplane, self._sync.others, hop_of)
         self._peers: Peers | None = None
@@ -301,10 +303,11 @@ class Pair:
         """Return what this node announces to the other balancers."""
         mastership = self.mastership
         names = tuple(mastership.instances)
+        takes_at, head = self._detour.takes_at, self.audit_head()
         if mastership.status is None:
-            return Presence(names, takes_at=self._detour.takes_at)
+            return Presence(names, takes_at=takes_at, audit_head=head)
         words = witness.words(mastership.status, mastership.instances)
-        return Presence(names, words, mastership.status_s, self._detour.takes_at)
+        return Presence(names, words, mastership.status_s, takes_at, head)
 
     def _heard(self) -> None:
         """Update the failover process at once, as a peer's heartbeat may vouch for a master."""

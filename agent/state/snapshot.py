@@ -337,3 +337,4 @@ class Snapshot:
     discovery_problems: tuple[str, ...] = ()  # sources of backends that give no usable answer
     guard: Guarded = field(default_factory=Guarded)
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved
+    audit_problem: str = ""  # why changes are not in the audit log; empty: they are

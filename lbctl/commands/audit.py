@@ -1,4 +1,6 @@
-"""``lbctl audit``: compares a running balancer with the practices of load balancing for AI."""
+"""``lbctl audit``: compares a running balancer with the practices of load balancing for AI, and
+shows and checks the audit log.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.errors import SteelyardError
-from lbctl.environment import Environment, pass_environment
+from lbctl.commands.auditlog import log, verify
+from lbctl.environment import Environment
+from lbctl.groups import SuggestingGroup
 from lbctl.options import agent_options
 from lbctl.output import emit
 
@@ -30,7 +34,7 @@ _PRACTICES = (
 )  # fmt: skip
 
 
-@click.command()
+@click.group(cls=SuggestingGroup, invoke_without_command=True)
 @click.option("--strict", is_flag=True, help="Exit with 1 if a rule is broken.")
 @click.option(
     "--practice",
@@ -41,12 +45,13 @@ _PRACTICES = (
 )
 @click.option("--broken", "only_broken", is_flag=True, help="Show only broken rules.")
 @agent_options
-@pass_environment
-def audit(env: Environment, strict: bool, practices: tuple[str, ...], only_broken: bool) -> None:
-    """Compare the running balancer with the practices of load balancing for AI.
+@click.pass_context
+def audit(ctx: click.Context, strict: bool, practices: tuple[str, ...], only_broken: bool) -> None:
+    """Compare the running balancer with good practice, and show who changed what: log, verify.
 
-    Shows each rule with the evidence from the running system and, if it is broken, the risk and
-    how to fix it. docs/audit.md explains every rule. Changes nothing.
+    Without a subcommand, it shows each rule of load balancing for AI with the evidence from the
+    running system and, if it is broken, the risk and how to fix it. docs/audit.md explains every
+    rule. Changes nothing.
 
     \b
     Examples:
@@ -54,6 +59,16 @@ def audit(env: Environment, strict: bool, practices: tuple[str, ...], only_broke
       sudo lbctl audit --broken --practice security
       sudo lbctl audit --strict -o json
     """
+    if ctx.invoked_subcommand is None:
+        _compare(ctx.ensure_object(Environment), strict, practices, only_broken)
+
+
+audit.add_command(log)
+audit.add_command(verify)
+
+
+def _compare(env: Environment, strict: bool, practices: tuple[str, ...], only_broken: bool) -> None:
+    """Show the rules that are kept and broken."""
     from lbctl.audit.checks import audit as audited
 
     rows = [

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from agent.config.redact import hides
 from lbctl.environment import Environment, Output, pass_environment
 from lbctl.options import agent_options
 from lbctl.output import to_yaml
@@ -30,6 +31,8 @@ def export(env: Environment, services_only: bool) -> None:
     config = env.agent().get("/v1/config")["config"]
     if services_only:
         config = {"services": config.get("services", [])}
+    if hides(config):
+        env.note("secrets are hidden, because you are no admin: lbctl auth whoami")
     if env.output is Output.JSON:
         env.write(json.dumps(config, indent=2, ensure_ascii=False))
     else:  # people read configurations as YAML, too

@@ -12,18 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from agent import __version__
+from agent.config.redact import redacted
 from agent.errors import SteelyardError
 from lbctl.environment import Environment, pass_environment
 from lbctl.options import agent_options
 
-# Secrets: passwords of VRRP, and the seed, with which an attacker could choose a backend.
-SECRETS = ("password", "hash_seed")
-HIDDEN = "(hidden)"
 _LOG_LINES = 5000
 _COMMAND_S = 20.0
 _READABLE, _NEW = 0o600, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -130,18 +127,6 @@ def _part(name: str, read: Callable[[], str]) -> tuple[str, str]:
 
 def _answer(env: Environment, path: str) -> str:
     return _json(redacted(env.agent().get(path)))
-
-
-def redacted(value: Any) -> Any:
-    """Return the value without secrets, at any depth."""
-    if isinstance(value, Mapping):
-        return {
-            key: HIDDEN if key in SECRETS and each is not None else redacted(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, list):
-        return [redacted(each) for each in value]
-    return value
 
 
 def _output(command: tuple[str, ...]) -> str:

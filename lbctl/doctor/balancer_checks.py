@@ -13,7 +13,8 @@ from lbctl.doctor.facts import Facts, Finding, Question, Verdict
 
 _CORRECT = "correct the file, then systemctl reload lb-agent"
 _UNSAVED = "changes are in memory only, and a restart forgets them: "
-_MAKE_ROOM = "free space on that file system, or make it writable; the agent saves them then"
+_UNRECORDED = "changes are not recorded in the audit log: "
+_MAKE_ROOM = "free space on that file system, or make it writable; the agent writes them then"
 _MORE_SOURCES = (
     "add addresses of this host to nat.sources_ipv4 or nat.sources_ipv6, or more backends"
 )
@@ -53,6 +54,7 @@ def _problems(about: Mapping[str, Any], plane: Mapping[str, Any]) -> Iterator[Fi
         ("configuration: ", about["config_problem"], _CORRECT),
         ("tables: ", about["reconcile_problem"], "journalctl -u lb-agent"),
         (_UNSAVED, about.get("unsaved_problem"), _MAKE_ROOM),
+        (_UNRECORDED, about.get("audit_problem"), _MAKE_ROOM),
         *(("fullnat: ", each, _MORE_SOURCES) for each in plane.get("nat_problems", ())),
         *(("", each, _silence(each)) for each in plane.get("vip_problems", ())),
     ]

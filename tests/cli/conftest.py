@@ -235,6 +235,7 @@ STATUS: dict[str, Any] = {
         "changes_since_file": 2,
         "reconcile_problem": "",
         "unsaved_problem": "",
+        "audit_problem": "",
         "discovery_problems": [],
     },
     "dataplane": {
@@ -373,6 +374,8 @@ class FakeAgent:
     discovery: dict[str, Any] = field(default_factory=lambda: {"sources": []})
     tested: dict[str, Any] = field(default_factory=dict)
     top: dict[str, Any] = field(default_factory=dict)
+    whoami: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
     told: int = 0  # other balancers, of blocks
     refuse_moves: str = ""
     raw: bytes | None = None  # what to answer instead of JSON
@@ -402,7 +405,7 @@ class FakeAgent:
                 "origins",
             ]:
                 return 200, self.remembered(path, query)
-            case ["failover" | "guard" as name]:
+            case ["failover" | "guard" | "whoami" | "audit" as name]:
                 return 200, getattr(self, name)
             case ["guard", "test"]:
                 return 200, self.tested

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.redact import HIDDEN, redacted
 from lbctl.commands import support_bundle
-from lbctl.commands.support_bundle import HIDDEN, redacted
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    SocketRoles,
     SynProtection,
     Tables,
     Telemetry,
@@ -456,13 +457,16 @@ def _zones(draw: st.DrawFn) -> tuple[Zone, ...]:
 
 
 zones = _zones()
-configs = st.builds(
+_groups = st.lists(st.sampled_from(["adm", "no", "ops"]), max_size=2, unique=True).map(tuple)
+socket_roles = st.builds(SocketRoles, viewer=_groups, operator=_groups, admin=_groups)
+_configs = st.builds(
     Config,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
     interface=st.sampled_from(["eth0", "on", "1", "en.0", "wlan-ä"]),
     backend_interfaces=st.sampled_from([(), ("eth1",), ("null", "no", "eth2")]),
     hook=st.sampled_from(Hook),
     socket=st.sampled_from([Path("/run/steelyard/agent.sock"), Path("/run/a b/x: y #.sock")]),
+    audit_required=st.booleans(),
     socket_group=st.none() | st.sampled_from(["adm", "no"]),
     state_dir=st.just(Path("/var/lib/steelyard")),
     metrics_listen=st.none() | st.sampled_from([("127.0.0.1", 9117), ("::1", 1), ("0.0.0.0", 80)]),
@@ -496,3 +500,11 @@ configs = st.builds(
     services=service_lists,
     zones=zones,
 )
+
+
+def _with_roles(config: Config, roles: SocketRoles) -> Config:
+    """Roles and a group of the socket exclude each other."""
+    return config if config.socket_group else dataclasses.replace(config, socket_roles=roles)
+
+
+configs = st.builds(_with_roles, _configs, socket_roles)

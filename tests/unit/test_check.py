@@ -35,6 +35,10 @@ def check(path: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_file_for_another_host_is_checked_without_the_agents_weight(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
+    path.write_text("interface: not-here0\nsocket_roles: {viewer: nobody-has-it}\n")
+    done = check(path)
+    assert any("socket_roles.viewer nobody-has-it: this host has no such" in line
+               for line in done.stdout.splitlines())  # fmt: skip
     path.write_text("interface: not-here0\nsocket_group: nobody-has-it\n")
     done = check(path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from agent.auditlog import AuditLog
 from agent.config import store as store_module
 from agent.config.edit import Edit, EditOp
 from agent.config.render import document
@@ -125,8 +126,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         core = FakeCore(loaded.config, flows)
         facts = AgentFacts("1", "default", 1, 0.0, str(path), "veth")
         journal = Journal(tmp_path, "default")
+        audit = AuditLog(tmp_path, "default", lambda: False)
         made = AgentControl(cast("Core", core), path, loaded, store, facts, Notifier(), journal,
-                            {})  # fmt: skip
+                            {}, audit)  # fmt: skip
         return made, core, path
 
     return control
@@ -171,15 +173,55 @@ def test_what_a_reload_cannot_change_has_its_remedy(make: Make, key: str, remedy
 
 
 def test_a_reload_says_which_settings_it_has_taken_over(make: Make) -> None:
-    """And tells nothing of what is in them: a section may hold a password."""
+    """And tells nothing of what is in them: a section may hold a password, and the seed is one."""
     control, core, path = make(0)
     lists = "lists: {office: [198.51.100.0/24]}"
     path.write_text(f"{TEXT}hash_seed: 7\ncompanion: {{port: 9999}}\n{lists}\n")
     (change,) = asyncio.run(control.reload())
-    assert str(change) == "change settings: hash_seed (default) → 7, companion.port 9120 → 9999"
-    assert change.effect == "taken over while it runs: lists"
+    assert str(change) == "change settings: companion.port 9120 → 9999"
+    assert change.effect == "taken over while it runs: hash_seed, lists"
     assert core.config.hash_seed == 7
     assert asyncio.run(control.reload()) == ()
+
+
+def audited(control: AgentControl) -> list[tuple[str, ...]]:
+    """By whom, what and the effect of the changes that are in the audit log."""
+    records = control._audit.read(0.0, 1000)
+    effects = {each["change"]: each["effect"] for each in records if each["kind"] == "outcome"}
+    return [
+        (each["by"], each["what"], effects[each["change"]])
+        for each in records
+        if each["kind"] == "order"
+    ]
+
+
+def test_a_reload_by_a_signal_is_in_the_audit_log_and_one_by_the_api_is_not(make: Make) -> None:
+    """The API has recorded its own already, with the user."""
+    control, _, path = make(0)
+    path.write_text(TEXT.replace("weight: 1", "").replace("10.0.0.22}", "10.0.0.22, weight: 7}"))
+    asyncio.run(control.reload(author=Author("alice")))
+    assert audited(control) == []
+    path.write_text(TEXT)
+    asyncio.run(control.reload())
+    path.write_text("interface: [")
+    with pytest.raises(ConfigError):
+        asyncio.run(control.reload())
+    (good, bad) = audited(control)
+    assert good == ("SIGHUP", "reload", "change backend chat/gpu-2: weight 7 → 100")
+    assert bad[:2] == ("SIGHUP", "reload")
+    assert bad[2].endswith("it is invalid")
+
+
+def test_a_reload_with_a_group_that_does_not_exist_is_refused(make: Make) -> None:
+    control, core, path = make(0)
+    path.write_text(f"{TEXT}socket_roles:\n  viewer: [root]\n")
+    asyncio.run(control.reload(author=Author("alice")))
+    assert core.config.socket_roles.viewer == ("root",)
+    path.write_text(f"{TEXT}socket_roles:\n  viewer: [root, no-such-group]\n")
+    with pytest.raises(ConfigError, match="no group 'no-such-group'") as caught:
+        asyncio.run(control.reload(author=Author("alice")))
+    assert caught.value.where == f"{path}:8"
+    assert core.config.socket_roles.viewer == ("root",)
 
 
 def test_a_reload_that_would_cut_open_flows_is_refused(make: Make) -> None:
@@ -519,6 +561,8 @@ def discovering(make: Make) -> tuple[AgentControl, FakeCore, Path]:
 def test_what_a_source_names_is_served_and_belongs_to_no_version(discovering, tmp_path) -> None:
     control, core, _ = discovering
     assert names(core) == ["gpu-1", "gpu-2", "10.0.0.40", "10.0.0.41"]
+    added = "add backend chat/10.0.0.40; add backend chat/10.0.0.41"
+    assert audited(control)[1:] == [("lb-agent", "discovery", added)]
     assert control.file_changes() == ()
     saved = (tmp_path / "default.running.yaml").read_text()
     assert "10.0.0.40" not in saved
@@ -627,6 +671,9 @@ def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(
     assert core.config.services[0].backends[0].admin is AdminState.ACTIVE
     (change,) = (log for log in logs if log["event"] == "change")
     assert (change["by"], change["message"]) == ("lb-agent", "state of gpu-1: the time is over")
+    assert audited(control) == [
+        ("lb-agent", "the end of a change for a time", "state of gpu-1: the time is over")
+    ]
 
 
 def test_a_dry_run_ends_nothing(make: Make) -> None:

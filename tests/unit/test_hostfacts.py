@@ -8,6 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from agent import hostfacts
+from agent.config.load import parse
+from agent.errors import ConfigError
 
 
 class Socket:
@@ -41,3 +43,31 @@ def test_there_is_no_way_to_where_the_kernel_would_not_send(
     monkeypatch.setattr(Socket, "error", error)
     monkeypatch.setattr(hostfacts.socket, "socket", Socket)
     assert hostfacts._has_route(ip_address("2001:db8::1")) is found
+
+
+FILE = """\
+interface: eth0
+socket_roles:
+  viewer: [root, no-such-group-1]
+  operator:
+    - root
+    - no-such-group-2
+"""
+
+
+def test_a_group_that_does_not_exist_is_named_with_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        hostfacts.check_groups(parse(FILE, "f"), FILE, "agent.yaml")
+    assert [(each.where, each.message) for each in caught.value.problems] == [
+        ("agent.yaml:3", "socket_roles.viewer: this host has no group 'no-such-group-1'"),
+        ("agent.yaml:6", "socket_roles.operator: this host has no group 'no-such-group-2'"),
+    ]
+    assert all("groupadd" in each.remedy for each in caught.value.problems)
+
+
+def test_groups_that_exist_are_fine_and_a_broken_file_names_no_line() -> None:
+    good = FILE.replace("no-such-group-1", "root").replace("no-such-group-2", "root")
+    hostfacts.check_groups(parse(good, "f"), good, "agent.yaml")
+    with pytest.raises(ConfigError) as caught:
+        hostfacts.check_groups(parse(FILE, "f"), "a: [", "agent.yaml")
+    assert caught.value.where == "agent.yaml"

@@ -12,6 +12,7 @@ import pytest
 
 from agent.api import discoveryviews, failoverviews, guardviews, scaleviews, trace, views
 from agent.api.server import ApiServer
+from agent.auditlog import AuditLog
 from agent.config.edit import apply_edits
 from agent.config.load import parse
 from agent.config.origins import origins
@@ -425,6 +426,7 @@ class Api:
         self.path = path
         self.group = None
         self.metrics_listen = None
+        self.audit = AuditLog(path.parent, "edge-1", lambda: self.control.running.audit_required)
 
     def server(self):
         return ApiServer(
@@ -435,6 +437,7 @@ class Api:
             metrics=lambda snapshot, _of_backends: (
                 f"steelyard_up{{name={snapshot.name!r}}} 1\n".encode()
             ),
+            audit=self.audit,
         )
 
     def raw(self, method, target, body=None):

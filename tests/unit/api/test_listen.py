@@ -1,13 +1,19 @@
 """The socket is taken only from the dead."""
 
+import errno
 import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from agent.api import listen as listen_module
 from agent.api.listen import listen_tcp, listen_unix
 from agent.errors import ListenError
 
@@ -42,6 +48,69 @@ def test_socket_belongs_to_the_group(socket_path):
     listener = listen_unix(socket_path, gid)
     assert socket_path.stat().st_gid == gid
     listener.close()
+
+
+def let_in(path, groups, members):
+    """Whether a process of no other user's, that is in ``members``, may connect."""
+    listener = listen_unix(path, None, groups)
+    try:
+        code = (
+            "import os, socket, sys; path, *gids = sys.argv[1:];"
+            "os.setgroups([int(gid) for gid in gids]); os.setgid(54321); os.setuid(54321);"
+            "socket.socket(socket.AF_UNIX).connect(path)"
+        )
+        words = [sys.executable, "-S", "-c", code, str(path), *map(str, members)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        assert done.returncode == 0 or "Permission denied" in done.stderr, done.stderr
+        return done.returncode == 0
+    finally:
+        listener.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+@pytest.mark.parametrize(
+    ("groups", "members", "enters"),
+    [
+        ((), (), False),
+        ((), (12345,), False),
+        ((12345, 12346), (12346,), True),
+        ((12345, 12346), (7, 12345), True),
+        ((12345, 12346), (12347,), False),
+        ((12345,), (), False),
+    ],
+)
+def test_only_the_groups_with_a_role_can_connect(groups, members, enters):
+    with tempfile.TemporaryDirectory() as folder:  # which others may search
+        path = Path(folder) / "run" / "agent.sock"
+        Path(folder).chmod(0o755)
+        before = os.umask(0o077)
+        try:
+            assert let_in(path, groups, members) is enters
+        finally:
+            os.umask(before)
+
+
+def test_a_socket_with_groups_is_open_for_nobody_else(socket_path):
+    listener = listen_unix(socket_path, None, (12345,))
+    mode = stat.S_IMODE(socket_path.stat().st_mode)
+    assert mode & 0o007 == 0
+    assert os.getxattr(socket_path, "system.posix_acl_access")
+    listen_module.let_in(socket_path, ())
+    assert "system.posix_acl_access" not in os.listxattr(socket_path)
+    assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660
+    listen_module.let_in(socket_path, ())
+    listener.close()
+
+
+def test_a_file_system_without_acls_is_named(socket_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    with pytest.raises(ListenError, match="cannot make") as caught:
+        listen_unix(socket_path, None, (12345,))
+    assert "ACLs" in caught.value.remedy
+    assert not socket_path.exists()
 
 
 def test_socket_of_a_dead_agent_is_replaced(socket_path):

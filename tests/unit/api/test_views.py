@@ -29,6 +29,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
             "changes_since_file": 1,
             "reconcile_problem": "",
             "unsaved_problem": "",
+            "audit_problem": "",
             "discovery_problems": [],
         },
         "dataplane": {

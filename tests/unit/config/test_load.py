@@ -22,6 +22,7 @@ from agent.model import (
     Nat,
     Protocol,
     Rate,
+    SocketRoles,
     SynProtection,
     Tables,
 )
@@ -510,3 +511,34 @@ def test_a_last_line_that_does_not_end_is_named() -> None:
 
 def test_json_says_itself_where_it_ends() -> None:
     assert parse('{"interface": "eth0"}', "agent.json").interface == "eth0"
+
+
+def test_groups_get_roles() -> None:
+    config = load(socket_roles={"viewer": ["lb-view", "adm", "adm"], "operator": "lb-ops"})
+    roles = config.socket_roles
+    assert roles == SocketRoles(("lb-view", "adm"), ("lb-ops",), ())
+    assert roles.are_used
+    assert not load(socket_roles={"viewer": []}).socket_roles.are_used
+    assert load(audit_log={"required": True}).audit_required
+
+
+@pytest.mark.parametrize(
+    ("roles", "says"),
+    [
+        ({"viewer": [7]}, "7 is not text"),
+        ({"viewer": ["a b"]}, "'a b' is not a group name"),
+        ({"vewer": ["adm"]}, "unknown key"),
+        ({"viewer": ["adm"] * 33}, "33 groups are too many"),
+        (["adm"], "is not a mapping"),
+    ],
+)
+def test_roles_that_make_no_sense(roles: object, says: str) -> None:
+    assert says in problems(socket_roles=roles)[0]
+
+
+def test_roles_and_a_group_of_the_socket_exclude_each_other() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(socket_group="adm", socket_roles={"viewer": ["lb-view"]})
+    assert caught.value.where == "f:3"
+    assert "socket_roles: {admin: [adm]}" in caught.value.remedy
+    assert load(socket_group="adm", socket_roles={"viewer": []}).socket_group == "adm"

@@ -12,8 +12,16 @@ import pytest
 
 from agent.config import plan as plan_module
 from agent.config.load import parse
-from agent.config.plan import Action, Change, FieldChange, Kind, global_changes, plan
-from agent.model import BackendRef, Config
+from agent.config.plan import (
+    Action,
+    Change,
+    FieldChange,
+    Kind,
+    global_changes,
+    plan,
+    settings_change,
+)
+from agent.model import BackendRef, Config, SocketRoles
 
 BASE: dict[str, Any] = {
     "interface": "eth0",
@@ -345,3 +353,13 @@ def test_a_planner_finds_what_a_plan_finds_and_looks_once(monkeypatch: pytest.Mo
     assert len(looked) == 1
     assert planner.plan(old, new) == plan(old, new)
     assert planner.plan(new, old) == plan(new, old)
+
+
+def test_a_change_of_roles_is_live_and_shown() -> None:
+    old = Config("default", "eth0")
+    new = dataclasses.replace(old, socket_roles=SocketRoles(operator=("lb-ops",)), hash_seed=7)
+    fields = global_changes(old, new)
+    assert not any(field.needs_restart for field in fields)
+    (change,) = settings_change(fields)
+    assert str(change) == "change settings: socket_roles.operator [] → ['lb-ops']"
+    assert change.effect == "taken over while it runs: hash_seed"

@@ -21,6 +21,7 @@ SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
     (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5, takes_blocks=True), messages.unpack_heartbeat),
+    (Heartbeat(1.5, 0.25, 0.1, 3.5, audit_head=f"7:{'a' * 64}"), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ()), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("api", "web")), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("web",), (WORD, OTHER), 0.25), messages.unpack_heartbeat),
@@ -64,6 +65,12 @@ def test_what_makes_no_sense_ends_the_stream(
     with pytest.raises(FrameError) as caught:
         unpack(payload)
     assert caught.value.fault is Fault.CONTENT
+
+
+@pytest.mark.parametrize("head", [7, None, "", "7", "x:y", f"7:{'a' * 65}", f"7:{'A' * 64}", [1]])
+def test_a_head_that_is_none_is_left_out_and_ends_nothing(head: object) -> None:
+    payload = json.dumps(BEAT | {"audit_head": head}).encode()
+    assert messages.unpack_heartbeat(payload).audit_head == ""
 
 
 def test_words_of_a_peer_cannot_write_to_a_terminal() -> None:

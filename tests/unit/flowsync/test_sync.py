@@ -552,6 +552,20 @@ def test_each_knows_the_address_and_the_port_that_the_other_takes_packets_at() -
     asyncio.run(run())
 
 
+def test_each_knows_the_head_of_the_others_audit_log_while_they_are_connected() -> None:
+    async def run() -> None:
+        one, two = nodes()
+        head = f"7:{'a' * 64}"
+        two.presence = Presence(audit_head=head)
+        async with running(one, two):
+            await until("told", lambda: one.sync.audit_heads() == {str(HIGH): head})
+            assert two.sync.audit_heads() == {}, "one has no audit log"
+            await two.stop()
+            await until("gone", lambda: one.sync.audit_heads() == {})
+
+    asyncio.run(run())
+
+
 BLOCK = Block(ip_network("198.51.100.7/32"), "scans", 1000.0, 2000.0)
 UNDONE = Block(ip_network("2001:db8:7::/64"), "", 1000.0, 3000.0, over=True)
 
