@@ -6,16 +6,16 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.api import views
 from agent.auditlog import AuditLog
 from agent.config import layers, live
-from agent.config.edit import Edit, EditOp, apply_edits, rollback_edit
+from agent.config.edit import Edit, EditOp, apply_edits, rollback_edit, with_services
 from agent.config.load import read_text
-from agent.config.origins import Setting, origins
+from agent.config.origins import Origin, Setting, origins
 from agent.config.plan import (
     TABLE_FIELDS,
     Action,
@@ -34,7 +34,16 @@ from agent.dataplane.explain import DataplaneView, explain
 from agent.dataplane.flows import names_of, query_flows, top_sources
 from agent.dataplane.trace import Follower
 from agent.discovery.run import Discovery, Flows, Found, SourceView, found_in, path_of
-from agent.errors import ConfigError, NotFoundError, SteelyardError
+from agent.errors import (
+    ConfigError,
+    ConflictError,
+    NotFoundError,
+    OvertakenError,
+    SteelyardError,
+)
+from agent.fleet.saved import Saved
+from agent.fleet.versions import Documents, FleetVersion, Trial
+from agent.fleetcontrol import FleetControl
 from agent.hostfacts import check_groups, look
 from agent.journal import Journal
 from agent.logs import get_logger
@@ -66,6 +75,7 @@ log = get_logger()
 
 SAVE_AGAIN_S = 2.0
 RECENT_S = 3600.0
+OVERTAKEN_AGAIN = 5  # times that a change is made anew because another balancer was faster
 MAX_LOGGED_CHANGES = 50  # changes of one order with a log line each; the history has all
 _AGENT = Author("lb-agent")
 _HANGUP = Author("SIGHUP")
@@ -95,7 +105,9 @@ class AgentControl:
         journal: Journal,
         sources: Mapping[str, SourceState],
         audit: AuditLog,
+        saved: Saved | None = None,
     ) -> None:
+        """``loaded.config`` has the services that are to run; ``saved`` is of which version."""
         self._core = core
         self._path = path
         self._loaded = loaded
@@ -119,6 +131,9 @@ class AgentControl:
             lambda: core.config,
             self._undo,
         )
+        self.fleet: FleetControl | None = None
+        if core.config.fleet.is_on:
+            self.fleet = FleetControl(core, saved, self._take_version, lambda: self._base)
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
 
@@ -137,6 +152,7 @@ class AgentControl:
             sources=dict(self.discovery.states),
             discovery_problems=self.discovery.problems(),
             failover=core.pair.view(),
+            fleet=self.fleet.member.status() if self.fleet else None,
             guard=replace(
                 core.guarding.view(core.config),
                 limits=core.limiting.view(core.config, core.now.situation.ids),
@@ -176,12 +192,39 @@ class AgentControl:
         dry_run: bool = False,
         confirmed: bool = False,
         for_s: float | None = None,
+        trial: Trial | None = None,
         author: Author = _AGENT,
     ) -> tuple[Change, ...]:
         """Apply all edits to the running configuration or none, or say what would change.
 
-        ``for_s``: how long they hold; None: until they are changed again.
+        ``for_s``: how long they hold; None: until they are changed again. ``trial``: which
+        balancers of the fleet try them first.
         """
+        return await self._unless_overtaken(
+            lambda: self._edit(edits, dry_run, confirmed, for_s, trial, author)
+        )
+
+    async def _unless_overtaken(
+        self, change: Callable[[], Awaitable[tuple[Change, ...]]]
+    ) -> tuple[Change, ...]:
+        """Make a change; make it anew if another balancer of the fleet was faster."""
+        for _ in range(OVERTAKEN_AGAIN):
+            try:
+                return await change()
+            except OvertakenError:
+                if self.fleet is not None:
+                    await self.fleet.member.caught_up()
+        return await change()
+
+    async def _edit(
+        self,
+        edits: tuple[Edit, ...],
+        dry_run: bool,
+        confirmed: bool,
+        for_s: float | None,
+        trial: Trial | None,
+        author: Author,
+    ) -> tuple[Change, ...]:
         async with self._changing:
             # Edits that name what they remove are intended; only a whole set has to be confirmed.
             asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
@@ -189,7 +232,7 @@ class AgentControl:
             running = self._core.config
             base = apply_edits(self._base, list(layers.written(running, edits, self._found)))
             try:
-                made = await self._change(base, dry_run, confirm, Act("edit", author))
+                made = await self._change(base, dry_run, confirm, Act("edit", author), trial)
             except SteelyardError:
                 if self._base is base:  # the kernel refused it, but it is kept and tried again
                     await self.reverting.changed(running, edits, for_s)
@@ -213,21 +256,62 @@ class AgentControl:
         author: Author = _AGENT,
     ) -> tuple[Change, ...]:
         """Go back to the services of a version, or to one of them, or say what would change."""
+        old = await asyncio.to_thread(self._store.version, number)
+        confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
+        act = Act(f"rollback to {number}", author)
+        return await self._unless_overtaken(
+            lambda: self._go_back(old, service, dry_run, confirm, act)
+        )
+
+    async def fleet_rollback(
+        self,
+        number: int,
+        service: str | None,
+        dry_run: bool,
+        *,
+        confirmed: bool = False,
+        author: Author = _AGENT,
+    ) -> tuple[Change, ...]:
+        """Like ``rollback``, to a version of the fleet. Raises ConflictError without one."""
+        fleet = self.in_fleet()
+        old = await fleet.config_of(number)
+        confirm = "" if confirmed else f"lbctl fleet rollback {number} --yes"
+        act = Act(f"rollback to {number}", author)
+        return await self._unless_overtaken(
+            lambda: self._go_back(old, service, dry_run, confirm, act)
+        )
+
+    def in_fleet(self) -> FleetControl:
+        """Return this agent's part in its fleet. Raises ConflictError if it belongs to none."""
+        if self.fleet is None:
+            raise ConflictError(
+                "this balancer belongs to no fleet",
+                where="fleet",
+                remedy="give `fleet` in its file, and restart the agent: docs/fleet.md",
+            )
+        return self.fleet
+
+    async def _go_back(
+        self, old: Config, service: str | None, dry_run: bool, confirm: str, act: Act
+    ) -> tuple[Change, ...]:
         async with self._changing:
-            old = await asyncio.to_thread(self._store.version, number)
             base = apply_edits(self._base, [rollback_edit(self._base, old, service)])
-            confirm = "" if confirmed else f"lbctl history rollback {number} --yes"
-            act = Act(f"rollback to {number}", author)
             return await self._change(base, dry_run, confirm, act)
 
     async def _change(
-        self, base: Config, dry_run: bool, confirm: str, act: Act
+        self, base: Config, dry_run: bool, confirm: str, act: Act, trial: Trial | None = None
     ) -> tuple[Change, ...]:
         """Take another base, and return the changes.
 
         ``confirm``: the command that confirms a change that would cut open flows; empty: no
         confirmation is needed.
         """
+        if trial is not None and not (self.fleet and self.fleet.shares):
+            raise ConflictError(
+                "only a change of a fleet's version can be tried on some balancers first",
+                where="field canary",
+                remedy="`lbctl fleet status` says why this one makes none; or leave --canary out",
+            )
         new = self._composed(base)
         changes = with_outages(plan(self._core.config, new), self._core.emptied(new))
         self._core.identities(new)  # refuses what the tables cannot hold
@@ -237,11 +321,65 @@ class AgentControl:
             await self._ask_to_cut(new, confirm)
         if not changes or dry_run:
             return changes
+        if self.fleet is not None and self.fleet.shares:
+            made = await self.fleet.publish(base, changes, act, trial)
+            if made is None:
+                return changes
+            return await self._run_version(*made, base, new, changes, act)
+        if self.fleet is not None and (version := self.fleet.member.version):
+            documents = self.fleet.written.of(base)  # frozen: the change is made here alone
+            return await self._run_version(version, documents, base, new, changes, act)
         since_file = self._since_file.plan(self._loaded.file_config, base)
-        await self._keep(base, since_file, replace(act, changes=tuple(map(str, changes))))
+        await self._keep(base, since_file, _listing(act, changes))
         self._facts = replace(self._facts, changes_since_file=len(since_file))
         self._base = base
         return await self._take(new, changes, act)
+
+    async def _run_version(
+        self,
+        number: int,
+        documents: Documents,
+        base: Config,
+        new: Config,
+        changes: tuple[Change, ...],
+        act: Act,
+    ) -> tuple[Change, ...]:
+        """Run a version of the fleet in place of the file's services; return the changes."""
+        assert self.fleet is not None  # noqa: S101 (only a fleet has versions)
+        await self._keep(base, (), _listing(act, changes))
+        self._base = base
+        self._loaded = _of_fleet(self._loaded, base)
+        self._facts = replace(self._facts, changes_since_file=0)
+        try:
+            return await self._take(new, changes, act) if changes else changes
+        finally:  # what the kernel has refused is kept, and tried again
+            self.fleet.written.keep(base, documents)
+            await self.fleet.member.took(number, documents)
+
+    async def _take_version(
+        self, number: int, documents: Documents, entry: FleetVersion | None
+    ) -> None:
+        """Run a version of the fleet. Raises SteelyardError if it cannot run here."""
+        async with self._changing:
+            assert self.fleet is not None  # noqa: S101 (it calls this)
+            member = self.fleet.member
+            if number != member.wanted:
+                return  # a newer one was made here while this one waited
+            if number == member.version and documents == member.services:
+                return  # it was made here
+            before = member.services if member.version else {}
+            build = functools.partial(with_services, self._base, before, documents)
+            base = await asyncio.to_thread(build)
+            new = await asyncio.to_thread(self._composed, base)
+            changes = plan(self._core.config, new)
+            self._core.identities(new)
+            await self._keep_flows(new)
+            await self._core.guarding.prepare(new)
+            who = _AGENT if entry is None else Author(entry.who, entry.message)
+            act = Act(f"fleet version {number}", who)
+            what = changes_text(views.changes(changes))
+            async with self._audit.inside(who.who, act.how, what):
+                await self._run_version(number, documents, base, new, changes, act)
 
     def _composed(self, base: Config) -> Config:
         """Return what runs with another base, and the targets that sources have named."""
@@ -284,7 +422,8 @@ class AgentControl:
                 f"there is no service {service!r}", where="services", remedy="lbctl service list"
             )
         written = self._loaded.file_config.services
-        return origins(running, next((s for s in written if s.name == service), None))
+        base = Origin.FLEET if self.fleet and self.fleet.member.version else Origin.FILE
+        return origins(running, next((s for s in written if s.name == service), None), base)
 
     def reverts(self) -> tuple[Revert, ...]:
         """Return the changes that end by themselves."""
@@ -460,6 +599,10 @@ class AgentControl:
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
         await asyncio.to_thread(check_groups, loaded.file_config, text, str(self._path))
         running = self._core.config
+        if self.fleet is not None and self.fleet.member.version:
+            services = self.fleet.member.services
+            build = functools.partial(with_services, loaded.file_config, {}, services)
+            loaded = _of_fleet(loaded, await asyncio.to_thread(build))
         loaded = replace(
             loaded,
             config=keeping(self._base, loaded.config),
@@ -549,6 +692,16 @@ class AgentControl:
             dataplane.now_jiffies(),
         )
         return explain(view, tuple5)
+
+
+def _listing(act: Act, changes: tuple[Change, ...]) -> Act:
+    """Return the act with its changes in words."""
+    return replace(act, changes=tuple(map(str, changes)))
+
+
+def _of_fleet(loaded: LoadedRunning, config: Config) -> LoadedRunning:
+    """Return what was loaded with a version of the fleet in place of the file's services."""
+    return replace(loaded, config=config, file_config=config, changes=())
 
 
 def with_outages(changes: tuple[Change, ...], emptied: Collection[str]) -> tuple[Change, ...]:

@@ -25,6 +25,7 @@ from agent.dataplane.driver import driver_name
 from agent.dataplane.program import require_root
 from agent.discovery import run as discovery
 from agent.errors import ConfigError, SteelyardError
+from agent.fleetcontrol import saved_of, with_saved
 from agent.hostfacts import check_groups, check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
@@ -93,6 +94,10 @@ async def _run_logged(
     journal: Journal,
 ) -> None:
     store, loaded = begun.store, begun.loaded
+    saved = saved_of(loaded.config)
+    if saved is not None:
+        config = with_saved(loaded.config, saved)
+        loaded = replace(loaded, config=config, file_config=config, changes=())
     facts = AgentFacts(
         version=__version__,
         name=loaded.config.name,
@@ -112,7 +117,9 @@ async def _run_logged(
     notifier = Notifier.from_environment(os.environ, os.getpid())
     audit = AuditLog(config.state_dir, config.name, lambda: core.config.audit_required)
     core.guarding.recording = audit.inside
-    control = AgentControl(core, path, loaded, store, facts, notifier, journal, sources, audit)
+    control = AgentControl(
+        core, path, loaded, store, facts, notifier, journal, sources, audit, saved
+    )
     server = ApiServer(
         control,
         core.config.socket,
@@ -180,6 +187,9 @@ async def _serve(
                 running.append(group.create_task(page.keep(), name="status page"))
                 found = control.discovery.run()
                 running.append(group.create_task(found, name="discovery"))
+                if control.fleet is not None:
+                    works = control.fleet.member.tasks().items()
+                    running += [group.create_task(work, name=name) for name, work in works]
                 ends = control.reverting.run()
                 running.append(group.create_task(ends, name="changes for a time"))
                 reloads = _reload_on(signals.hangup, control)
@@ -194,6 +204,8 @@ async def _serve(
             await server.stop()
             for task in running:
                 task.cancel()
+            if control.fleet is not None:
+                await control.fleet.member.close()
 
 
 async def _keep_files(server: ApiServer, locks: InstanceLocks) -> None:

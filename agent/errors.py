@@ -67,6 +67,26 @@ class DiscoveryError(SteelyardError):
     """A source of backends gave no answer, or one that cannot be used; ``where`` is the source."""
 
 
+class StoreError(SteelyardError):
+    """The store of the fleet cannot be used now; ``where`` is the member that was asked last."""
+
+
+class OvertakenError(StoreError):
+    """Another balancer has changed the fleet first; nothing was changed here."""
+
+
+class UncertainError(StoreError):
+    """A change was sent to the store, and it is not known whether it was written."""
+
+
+class CompactedError(StoreError):
+    """A watch begins before the oldest state that the store still has."""
+
+
+class LeaseLostError(StoreError):
+    """A lease has expired or was revoked, and the store has deleted the keys that it held."""
+
+
 class RequestError(SteelyardError):
     """An invalid API request: its JSON, fields or parameters are wrong."""
 

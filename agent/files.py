@@ -74,7 +74,7 @@ def _check_private(path: Path, what: str, status: os.stat_result) -> None:
         raise ConfigError(
             f"{what} is not in a regular file",
             where=str(path),
-            remedy="set 'key_file' to the file that holds it",
+            remedy="name the file that holds it in the configuration",
         )
     if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise ConfigError(

@@ -714,6 +714,45 @@ class SocketRoles:
 
 
 @dataclass(frozen=True, slots=True)
+class Etcd:
+    """How etcd is reached: its members' URLs, the files for TLS, and a user where it asks for one.
+
+    ``cert_file`` and ``key_file``: the client certificate; None: none is presented. ``user`` and
+    ``password_file``: both or neither. ``prefix``: what the keys of all fleets begin with.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    user: str | None = None
+    password_file: Path | None = None
+    prefix: str = "/steelyard"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The fleet whose services this balancer runs; ``name`` None: it runs those of its own file.
+
+    ``node``: this balancer's name among the others; empty: the host's name. ``history``: how many
+    versions are kept at least. ``lease_s``: how long the others believe a report. ``report_s``: the
+    shortest interval between reports.
+    """
+
+    name: str | None = None
+    node: str = ""
+    etcd: Etcd = field(default_factory=Etcd)
+    history: int = 500
+    lease_s: float = 15.0
+    report_s: float = 2.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the balancer belongs to a fleet."""
+        return self.name is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration; ``agent.config`` ensures that it is valid."""
 
@@ -743,6 +782,7 @@ class Config:
     zones: tuple[Zone, ...] = ()
     lists: tuple[AddressList, ...] = ()
     failover: Failover = field(default_factory=Failover)
+    fleet: Fleet = field(default_factory=Fleet)
 
     @property
     def interfaces(self) -> tuple[str, ...]:

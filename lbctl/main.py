@@ -127,6 +127,20 @@ COMMANDS = (
         CHANGE,
     ),
     LazyCommand(
+        "fleet",
+        "lbctl.commands.fleet",
+        "fleet",
+        "The fleet: balancers that run the same services.",
+        CHANGE,
+    ),
+    LazyCommand(
+        "rollout",
+        "lbctl.commands.fleet",
+        "rollout",
+        "A version of the fleet that some balancers try first: status, promote, abort.",
+        CHANGE,
+    ),
+    LazyCommand(
         "import",
         "lbctl.commands.import_",
         "import_",

@@ -8,6 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from agent import humanise
+from agent.api.sentences import membership
 from lbctl import loadviews
 from lbctl.layout import Cell, Column, Table
 
@@ -287,3 +288,10 @@ def reasons(counts: Mapping[str, int]) -> str:
     """Return packets by reason, without zeros."""
     there = [f"{humanise.exact(number)} {reason}" for reason, number in counts.items() if number]
     return ", ".join(there) or "none"
+
+
+def fleet_facts(fleet: Row | None) -> list[tuple[str, object]]:
+    """Return the line of `lbctl status` about the balancer's fleet; none if it belongs to none."""
+    from lbctl.commands.events import local_time
+
+    return [("fleet", membership(fleet, local_time(fleet["since"])))] if fleet else []

@@ -22,8 +22,10 @@ from agent.errors import (
     ForbiddenError,
     NetworkError,
     NotFoundError,
+    OvertakenError,
     RequestError,
     SteelyardError,
+    StoreError,
     UnconfirmedError,
 )
 from agent.logs import get_logger
@@ -47,6 +49,8 @@ _STATUS: tuple[tuple[type[SteelyardError], int], ...] = (
     (AuditError, 503),
     (DataplaneError, 503),
     (NetworkError, 503),
+    (OvertakenError, 409),
+    (StoreError, 503),
 )
 
 

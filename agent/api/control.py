@@ -13,6 +13,8 @@ from agent.config.plan import Change
 from agent.config.reverts import Revert
 from agent.config.versions import Author, Version
 from agent.discovery.run import SourceView
+from agent.fleet.overview import FleetPart
+from agent.fleet.versions import Trial
 from agent.model import Address, Config, Network
 from agent.state.causes import Troubles
 from agent.state.events import Event, Lost, TraceQuery
@@ -101,12 +103,14 @@ class Control(Protocol):
         dry_run: bool = False,
         confirmed: bool = False,
         for_s: float | None = None,
+        trial: Trial | None = None,
         author: Author,
     ) -> tuple[Change, ...]:
         """Apply all edits or none to the running configuration, and return the changes.
 
         With ``dry_run``, only return what would change. ``confirmed``: the client knows that open
         flows are cut. ``for_s``: how long they hold; None: until they are changed again.
+        ``trial``: which balancers of the fleet try them first.
         """
         ...
 
@@ -128,6 +132,22 @@ class Control(Protocol):
         """Restore all services of a version, or only ``service``, or only return what would
         change.
         """
+        ...
+
+    def in_fleet(self) -> FleetPart:
+        """Return the agent's part in its fleet. Raises ConflictError if it belongs to none."""
+        ...
+
+    async def fleet_rollback(
+        self,
+        number: int,
+        service: str | None,
+        dry_run: bool,
+        *,
+        confirmed: bool = False,
+        author: Author,
+    ) -> tuple[Change, ...]:
+        """Like ``rollback``, to a version of the fleet."""
         ...
 
     def reverts(self) -> tuple[Revert, ...]:

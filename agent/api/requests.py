@@ -17,6 +17,7 @@ from agent.api import filters, tracefilter
 from agent.config.edit import Edit, EditOp
 from agent.config.layers import OVERRIDABLE
 from agent.errors import NotFoundError, RequestError
+from agent.fleet.versions import Trial
 from agent.logs import LogLevel
 from agent.model import Address, BackendState, Config, Network, Protocol, ServiceState
 from agent.state.blocks import DEFAULT_S
@@ -30,8 +31,16 @@ MAX_FLOWS = 10_000
 FLOW_STATES = ("embryonic", "acked", "established", "closing", "awaiting")
 ONE_EDIT_FIELDS = ("op", "service", "backend", "values")
 HOW_FIELDS = ("dry_run", "confirmed", "message")
-EDIT_FIELDS = (*ONE_EDIT_FIELDS, *HOW_FIELDS, "for_s")
-EDITS_FIELDS = ("edits", *HOW_FIELDS, "for_s")
+EDIT_FIELDS = (*ONE_EDIT_FIELDS, *HOW_FIELDS, "for_s", "canary")
+EDITS_FIELDS = ("edits", *HOW_FIELDS, "for_s", "canary")
+CANARY_FIELDS = ("nodes", "bake_s")
+MAX_CANARIES = 1000
+MAX_BAKE_S = 7 * 86_400.0
+FLEET_VERBS = ("import", "promote", "abort", "freeze", "thaw")
+FLEET_FIELDS = ("message",)
+FLEET_HISTORY_PARAMETERS = ("limit",)
+COMPARE_PARAMETERS = ("one", "other")
+MAX_FLEET_VERSIONS = 1000
 MAX_FOR_S = 30 * 86_400.0
 MAX_EDITS = 10_000
 RELOAD_FIELDS = HOW_FIELDS
@@ -201,13 +210,15 @@ def json_object(body: bytes) -> dict[str, object]:
 @dataclass(frozen=True, slots=True)
 class ChangeOptions:
     """How to make a change: whether only to report it, whether it may cut open flows, its reason,
-    and how long it lasts (None: until it is changed again).
+    how long it lasts (None: until it is changed again), and which balancers of the fleet try it
+    first (None: none).
     """
 
     dry_run: bool
     confirmed: bool
     message: str = ""
     for_s: float | None = None
+    trial: Trial | None = None
 
 
 def _how(body: Mapping[str, object]) -> ChangeOptions:
@@ -282,7 +293,7 @@ def _timed(
     edits: tuple[Edit, ...], body: Mapping[str, object]
 ) -> tuple[tuple[Edit, ...], ChangeOptions]:
     """Return edits and how to make them, which may be for a limited time."""
-    how, for_s = _how(body), body.get("for_s")
+    how, for_s = replace(_how(body), trial=_trial(body)), body.get("for_s")
     if for_s is None:
         return edits, how
     is_number = isinstance(for_s, int | float) and not isinstance(for_s, bool)
@@ -300,6 +311,69 @@ def _timed(
                 remedy="leave for_s out",
             )
     return edits, replace(how, for_s=float(str(for_s)))
+
+
+def _trial(body: Mapping[str, object]) -> Trial | None:
+    """Return which balancers are to try a change first."""
+    given = body.get("canary")
+    if given is None:
+        return None
+    remedy = 'like {"nodes": ["lb3"], "bake_s": 300}'
+    if not isinstance(given, dict):
+        raise RequestError("is not an object", where="field canary", remedy=remedy)
+    for name in given:
+        if name not in CANARY_FIELDS:
+            raise _unknown("field", f"canary.{name}", [f"canary.{each}" for each in CANARY_FIELDS])
+    nodes, bake_s = given.get("nodes"), given.get("bake_s", 0)
+    listed = nodes if isinstance(nodes, list) else []
+    if not 0 < len(listed) <= MAX_CANARIES or not all(isinstance(n, str) and n for n in listed):
+        raise RequestError(
+            "is not a list of balancers' names", where="field canary.nodes", remedy=remedy
+        )
+    is_number = isinstance(bake_s, int | float) and not isinstance(bake_s, bool)
+    if not is_number or not 0 <= bake_s <= MAX_BAKE_S:
+        raise RequestError(
+            f"is not a number of seconds up to {MAX_BAKE_S:.0f}",
+            where="field canary.bake_s",
+            remedy=remedy,
+        )
+    return Trial(tuple(dict.fromkeys(listed)), float(bake_s))
+
+
+def fleet_order(verb: str, body: Mapping[str, object]) -> str:
+    """Check what POST /v1/fleet/VERB asks for, and return its reason."""
+    if verb not in FLEET_VERBS:
+        raise NotFoundError(
+            f"there is no /v1/fleet/{verb}",
+            where="the path",
+            remedy=f"use one of {', '.join(FLEET_VERBS)}, rollback",
+        )
+    for name in body:
+        if name not in FLEET_FIELDS:
+            raise _unknown("field", name, FLEET_FIELDS)
+    return _how(body).message
+
+
+def fleet_history(given: Mapping[str, str]) -> int:
+    """Return how many versions GET /v1/fleet/history asks for."""
+    return _number(given, "limit", 1, MAX_FLEET_VERSIONS) if "limit" in given else 20
+
+
+def fleet_version(text: str) -> int:
+    """Return the number of a version in a path."""
+    return _number({"version": text}, "version", 1, MAX_NUMBER)
+
+
+def compared(given: Mapping[str, str]) -> tuple[str, str]:
+    """Return which balancers GET /v1/fleet/compare compares."""
+    for name in COMPARE_PARAMETERS:
+        if name not in given:
+            raise RequestError(
+                "is missing",
+                where=f"parameter {name}",
+                remedy="name two balancers: lbctl fleet status",
+            )
+    return given["one"], given["other"]
 
 
 def _edit(body: Mapping[str, object], where: str) -> Edit:

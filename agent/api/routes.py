@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.api import requests, shapes
+from agent.api import fleetshapes, requests, shapes
 from agent.config.edit import EditOp
 from agent.model import BackendState, Protocol, Role, ServiceState
 from agent.state.events import DEFAULT_SAMPLE, MAX_SAMPLE, EventKind
@@ -388,6 +388,88 @@ _CONFIGURE = (
         shapes.Made,
         body=shapes.ChangeBody,
         sent={"dry_run": True},
+        is_body_optional=True,
+    ),
+    Route(
+        "GET",
+        "/v1/fleet",
+        Role.VIEWER,
+        "fleet",
+        "Returns the fleet: its balancers, the version of each, and the rollout.",
+        "/v1/fleet",
+        fleetshapes.FleetOverview,
+    ),
+    Route(
+        "GET",
+        "/v1/fleet/history",
+        Role.VIEWER,
+        "fleetHistory",
+        "Returns the newest versions of the fleet's services.",
+        "/v1/fleet/history?limit=5",
+        fleetshapes.FleetHistory,
+        (_limit(20, requests.MAX_FLEET_VERSIONS),),
+    ),
+    Route(
+        "GET",
+        "/v1/fleet/versions/{number}",
+        Role.VIEWER,
+        "fleetVersion",
+        "Returns one version of the fleet's services.",
+        "/v1/fleet/versions/1",
+        fleetshapes.WholeFleetVersion,
+        placeholders=(
+            Parameter("number", "Its number.", _number(1, requests.MAX_NUMBER), is_required=True),
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/fleet/diff",
+        Role.VIEWER,
+        "fleetDiff",
+        "Returns the changes between two versions of the fleet's services.",
+        "/v1/fleet/diff?old=1",
+        shapes.Changes,
+        _DIFF,
+    ),
+    Route(
+        "GET",
+        "/v1/fleet/compare",
+        Role.VIEWER,
+        "fleetCompare",
+        "Returns the services that two balancers of the fleet do not treat alike.",
+        "/v1/fleet/compare?one=lb1&other=lb2",
+        fleetshapes.FleetComparison,
+        tuple(
+            Parameter(name, "The name of a balancer.", is_required=True)
+            for name in requests.COMPARE_PARAMETERS
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/fleet/rollback",
+        Role.ADMIN,
+        "fleetRollback",
+        "Makes a new version with the services of an old one, or with one service of it.",
+        "/v1/fleet/rollback",
+        shapes.Made,
+        body=shapes.RollbackBody,
+        sent={"version": 1, "dry_run": True},
+        lesser=(_IF_DRY_RUN,),
+    ),
+    Route(
+        "POST",
+        "/v1/fleet/{verb}",
+        Role.ADMIN,
+        "fleetOrder",
+        "Writes what runs here as the fleet's first version (`import`), ends a rollout (`promote`, "
+        "`abort`), or keeps this balancer at its version (`freeze`) and no longer (`thaw`).",
+        "/v1/fleet/freeze",
+        fleetshapes.FleetOverview,
+        placeholders=(
+            Parameter("verb", "What to do.", _one_of(requests.FLEET_VERBS), is_required=True),
+        ),
+        body=fleetshapes.FleetBody,
+        sent={"message": "the store is being moved"},
         is_body_optional=True,
     ),
     Route(

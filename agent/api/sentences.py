@@ -41,6 +41,8 @@ def problems(status: Json) -> list[str]:
         found.append(f"changes are in memory only, and a restart forgets them: {problem}")
     if problem := agent.get("audit_problem"):
         found.append(f"changes are not recorded in the audit log: {problem}")
+    if (fleet := status.get("fleet")) and fleet["problem"]:
+        found.append(fleet["problem"])
     found += agent.get("discovery_problems", ())
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())
@@ -59,6 +61,33 @@ def host_problems(status: Json) -> list[str]:
     for router in failover["instances"]:
         found += [f"failover {router['name']}: {problem}" for problem in router["problems"]]
     return found
+
+
+def membership(fleet: Json, since: str) -> str:
+    """Return on one line what a balancer runs of its fleet, and what it should run.
+
+    ``fleet`` is the object in GET /v1/status, ``since`` its time as readers want to see it.
+    """
+    version, wanted, trying = fleet["version"], fleet["wanted_version"], fleet["trying"]
+    tries = fleet["node"] in trying
+    which = ""
+    if version == fleet["stable_version"]:
+        which = ", the stable one,"
+    elif tries and version == wanted:
+        which = ", which is being tried,"
+    runs = f"has run version {version}{which} since {since}"
+    parts = [runs if version else "runs the services of its own file"]
+    if wanted not in (None, version):
+        parts.append(f"version {wanted} is wanted")
+    if trying and not tries:
+        parts.append(f"version {fleet['newest_version']} is being tried on {', '.join(trying)}")
+    if fleet["store_away_s"] is not None:
+        parts.append(f"the store has not answered for {age(fleet['store_away_s'])}")
+    elif wanted is None:
+        parts.append("the store has no version of this fleet")
+    if fleet["frozen"] is not None:
+        parts.append(f"frozen: {fleet['frozen']}")
+    return f"{fleet['name']}: {fleet['node']} {'; '.join(parts)}"
 
 
 def _apart(peer: Json) -> str:

@@ -41,6 +41,7 @@ from agent.api.answers import (
     refusal,
 )
 from agent.api.control import Control, Following
+from agent.api.fleetroutes import FleetRoutes
 from agent.api.listen import UnixListener
 from agent.api.routes import ROUTES, Route
 from agent.auditlog import AuditLog
@@ -260,6 +261,9 @@ class ApiServer:
             "metrics": self._metrics,
             "healthz": self._healthz,
             "openapi": self._openapi,
+            **FleetRoutes(
+                self._control, lambda request: _caller(request).name, self._made
+            ).handlers(),
         }
 
     @web.middleware
@@ -446,9 +450,10 @@ class ApiServer:
             dry_run=how.dry_run,
             confirmed=how.confirmed,
             for_s=how.for_s,
+            trial=how.trial,
             author=author,
         )
-        return self._made(made, applied=not how.dry_run)
+        return self._made(made, not how.dry_run)
 
     async def _rollback(self, request: web.Request) -> web.Response:
         parameters(request)
@@ -458,7 +463,7 @@ class ApiServer:
         made = await self._control.rollback(
             asked.version, asked.service, how.dry_run, confirmed=how.confirmed, author=author
         )
-        return self._made(made, applied=not how.dry_run)
+        return self._made(made, not how.dry_run)
 
     async def _events(self, request: web.Request) -> web.Response:
         given = parameters(request, requests.EVENT_PARAMETERS)
@@ -503,9 +508,9 @@ class ApiServer:
         made = await self._control.reload(
             dry_run=how.dry_run, confirmed=how.confirmed, author=author
         )
-        return self._made(made, applied=not how.dry_run)
+        return self._made(made, not how.dry_run)
 
-    def _made(self, changes: tuple[Change, ...], *, applied: bool) -> web.Response:
+    def _made(self, changes: tuple[Change, ...], applied: bool) -> web.Response:
         unsaved = self._control.unsaved() if applied else ""
         return as_json(
             {"changes": views.changes(changes), "applied": applied, "unsaved_problem": unsaved}

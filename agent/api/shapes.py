@@ -270,10 +270,35 @@ class MetricsStatus(TypedDict):
     last_read_s: float | None
 
 
+class FleetMembership(TypedDict):
+    """How a balancer stands to its fleet.
+
+    `version` runs since `since`; 0: the balancer never took one. `wanted_version`: the one that
+    should run here; null: not known, or the fleet has none. `trying`: the balancers that try
+    another version. `frozen`: why the balancer takes no versions; null: it does. `problem`: why it
+    does not follow its fleet; empty: it does. `store_away_s`: how long the store has not answered;
+    null: it does.
+    """
+
+    name: str
+    node: str
+    version: int
+    since: Time
+    wanted_version: int | None
+    stable_version: int | None
+    newest_version: int | None
+    trying: list[str]
+    frozen: str | None
+    refused_version: int | None
+    problem: str
+    store_away_s: float | None
+
+
 class Status(TypedDict):
     """The state of the whole balancer.
 
-    `unserved`, `unconnected`, `late` and `troubles` have at most 100 entries each.
+    `unserved`, `unconnected`, `late` and `troubles` have at most 100 entries each. `fleet`: null if
+    the balancer belongs to none.
     """
 
     agent: AgentStatus
@@ -288,6 +313,7 @@ class Status(TypedDict):
     rates: Rates
     events_last_hour: RecentEvents
     failover: FailoverSummary
+    fleet: FleetMembership | None
     metrics: MetricsStatus
 
 
@@ -1305,6 +1331,16 @@ class EditFields(TypedDict):
 type ForSeconds = Annotated[float, Field(gt=0, le=requests.MAX_FOR_S)]
 
 
+class Canary(TypedDict):
+    """The balancers of the fleet that try a change first, and for how long (seconds).
+
+    Without `bake_s` an operator decides how the rollout ends.
+    """
+
+    nodes: Annotated[list[str], Field(min_length=1, max_length=requests.MAX_CANARIES)]
+    bake_s: NotRequired[Annotated[float, Field(ge=0, le=requests.MAX_BAKE_S)]]
+
+
 class EditBody(EditFields, ChangeBody):
     """One change.
 
@@ -1315,6 +1351,7 @@ class EditBody(EditFields, ChangeBody):
     """
 
     for_s: NotRequired[ForSeconds | None]
+    canary: NotRequired[Canary | None]
 
 
 class EditsBody(ChangeBody):
@@ -1326,6 +1363,7 @@ class EditsBody(ChangeBody):
 
     edits: Annotated[list[EditFields], Field(min_length=1, max_length=requests.MAX_EDITS)]
     for_s: NotRequired[ForSeconds | None]
+    canary: NotRequired[Canary | None]
 
 
 class RollbackBody(ChangeBody):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from agent.api import failoverviews, loadviews, scaleviews
+from agent.api import failoverviews, fleetviews, loadviews, scaleviews
 from agent.api.times import age_s, rfc3339
 from agent.config.defaults import check_port
 from agent.config.origins import Setting
@@ -96,6 +96,7 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
         "rates": _rates(snapshot.rates),
         "events_last_hour": {level: recent.levels.get(level, 0) for level in ("warning", "error")},
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),
+        "fleet": fleetviews.membership(snapshot.fleet, snapshot.at),
     }
 
 

@@ -10,6 +10,7 @@ from agent.config.defaults import (
     default_waiting,
 )
 from agent.config.failover_convert import to_failover
+from agent.config.fleet_schema import to_fleet
 from agent.config.schema import GlobalSection
 from agent.config.service_schema import (
     BackendSection,
@@ -75,6 +76,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         zones=globals_.zones,
         lists=globals_.lists,
         failover=to_failover(globals_.failover),
+        fleet=to_fleet(globals_.fleet),
     )
 
 

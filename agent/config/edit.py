@@ -18,9 +18,10 @@ from agent.config.load import build, merge
 from agent.config.plan import keeping
 from agent.config.render import document, service_document
 from agent.errors import ConfigError, ConflictError, NotFoundError, SteelyardError
-from agent.model import Config
+from agent.model import Config, Service
 
 type Mapped = dict[str, object]
+type Document = Mapping[str, object]
 
 
 class EditOp(enum.Enum):
@@ -93,6 +94,44 @@ def apply_edits(config: Config, edits: Sequence[Edit]) -> Config:
     for edit in edits:
         config = apply_edit(config, edit)
     return config
+
+
+def with_services(
+    config: Config, before: Mapping[str, Document], after: Mapping[str, Document]
+) -> Config:
+    """Return the configuration with the services ``after``, as ``service_document`` writes them.
+
+    ``before`` are those that ``config`` was made from: a service whose document stays the same is
+    the same object afterwards. Raises ConfigError if they are not valid together, or with the rest.
+    """
+    quick = _services_quickly(config, before, after)
+    if quick is not None:
+        return config if quick == config.services else replace(config, services=quick)
+    data = document(replace(config, services=()))
+    data["services"] = [copy.deepcopy(dict(each)) for each in after.values()]
+    return keeping(config, build(data, _Place(data)))
+
+
+def _services_quickly(
+    config: Config, before: Mapping[str, Document], after: Mapping[str, Document]
+) -> tuple[Service, ...] | None:
+    """Return the services ``after``, or None if they must be checked together."""
+    held = {each.name: each for each in config.services}
+    base = document(replace(config, services=()))
+    for name in after:
+        old = held.get(name)
+        if old is None:
+            return None
+        if before.get(name) == after[name]:
+            continue
+        data: Mapped = {**base, "services": [copy.deepcopy(dict(after[name]))]}
+        try:
+            (held[name],) = build(data, _Place(data)).services
+        except SteelyardError:
+            return None
+        if not rules.only_within(old, held[name], replace(config, services=tuple(held.values()))):
+            return None
+    return tuple(held[name] for name in after)
 
 
 def rollback_edit(config: Config, old: Config, service: str | None) -> Edit:

@@ -1,4 +1,6 @@
-"""Writes `failover` as a document, the inverse of ``failover_schema``."""
+"""Writes `failover` and `fleet` as documents, the inverse of ``failover_schema`` and
+``fleet_schema``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from agent.failover.model import (
     Instance,
     Track,
 )
+from agent.model import Etcd, Fleet
 
 type _Document = dict[str, object]
 
@@ -30,6 +33,30 @@ def failover_document(failover: Failover) -> _Document:
     if sync := _without_defaults(_sync(failover.sync), _sync(FlowSync())):
         document["sync"] = sync
     return document
+
+
+def fleet_document(fleet: Fleet) -> _Document:
+    """Return the document that loads as ``fleet``, without what is the default."""
+    document = _without_defaults(_fleet(fleet), _fleet(Fleet()))
+    if etcd := _without_defaults(_etcd(fleet.etcd), _etcd(Etcd())):
+        document["etcd"] = etcd
+    return document
+
+
+def _fleet(fleet: Fleet) -> _Document:
+    return {
+        "name": fleet.name,
+        "node": fleet.node,
+        "history": fleet.history,
+        "lease": format_duration(fleet.lease_s),
+        "report": format_duration(fleet.report_s),
+    }
+
+
+def _etcd(etcd: Etcd) -> _Document:
+    paths = ("ca_file", "cert_file", "key_file", "password_file")
+    given = {key: path and str(path) for key in paths for path in [getattr(etcd, key)]}
+    return {"endpoints": list(etcd.endpoints), "user": etcd.user, "prefix": etcd.prefix, **given}
 
 
 def _instance_document(instance: Instance) -> _Document:

@@ -16,6 +16,7 @@ class Origin(enum.Enum):
     """A layer of what runs, the lowest first. What is at its default comes from none of them."""
 
     FILE = "file"  # the agent's file, defaults of it included
+    FLEET = "fleet"  # the version of the fleet that runs, instead of the file
     RUNTIME = "runtime"  # an operator's change that is not in the file
     SOURCE = "source"  # a source of backends
     OVERRIDE = "override"  # an operator's decision about a discovered backend
@@ -33,15 +34,18 @@ class Setting:
     origin: Origin
 
 
-def origins(running: Service, file: Service | None) -> tuple[Setting, ...]:
+def origins(
+    running: Service, file: Service | None, base: Origin = Origin.FILE
+) -> tuple[Setting, ...]:
     """Return the settings of a service that are not at their default, and what each backend is.
 
-    ``file`` is what the agent's file says of a service of that name, if it has one.
+    ``file`` is what ``base``, the agent's file or the fleet's version, says of a service of that
+    name, if it has one.
     """
-    return (*_of_service(running, file), *_of_backends(running, file))
+    return (*_of_service(running, file, base), *_of_backends(running, file, base))
 
 
-def _of_service(running: Service, file: Service | None) -> Iterator[Setting]:
+def _of_service(running: Service, file: Service | None, base: Origin) -> Iterator[Setting]:
     before = service_fields(file) if file is not None else default_fields(running)
     default = default_fields(running)
     for field, value in service_fields(running).items():
@@ -50,10 +54,10 @@ def _of_service(running: Service, file: Service | None) -> Iterator[Setting]:
         if field == "overrides" or (is_file and is_default):
             continue  # overrides are shown with the backends that they are about
         is_written = is_file and file is not None
-        yield Setting(None, field, value, Origin.FILE if is_written else Origin.RUNTIME)
+        yield Setting(None, field, value, base if is_written else Origin.RUNTIME)
 
 
-def _of_backends(running: Service, file: Service | None) -> Iterator[Setting]:
+def _of_backends(running: Service, file: Service | None, base: Origin) -> Iterator[Setting]:
     written = {backend.name: backend for backend in file.backends} if file is not None else {}
     for backend in running.backends:
         if backend.discovered:
@@ -67,7 +71,7 @@ def _of_backends(running: Service, file: Service | None) -> Iterator[Setting]:
         before = backend_fields(same) if same is not None else {}
         for field, value in _telling(backend):
             is_same = same is not None and before[field] == value
-            yield Setting(backend.name, field, value, Origin.FILE if is_same else Origin.RUNTIME)
+            yield Setting(backend.name, field, value, base if is_same else Origin.RUNTIME)
 
 
 def _telling(backend: Backend) -> Iterator[tuple[str, object]]:

@@ -23,6 +23,7 @@ from agent.config.failover_schema import (
     TrackedScriptSection,
     TrackSection,
 )
+from agent.config.fleet_schema import EtcdSection, FleetSection
 from agent.config.kinds import Kind
 from agent.config.schema import (
     AuditLogSection,
@@ -133,6 +134,8 @@ _RULES = """\
 - `scale.requests` and `scale.queued` need a `telemetry` whose engines report requests.
 - The groups of `socket_roles` exist on the host on which the agent starts or reloads, and beside
   them there is no `socket_group`: its members are admins, so it belongs to `admin`.
+- A `fleet` with a `name` has `etcd.endpoints`, all of them with TLS or none. A `cert_file` comes
+  with a `key_file`, a `user` with a `password_file`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
@@ -162,6 +165,8 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`failover.instances[].track.interfaces[]`", TrackedInterfaceSection),
     ("`failover.instances[].track.scripts[]`", TrackedScriptSection),
     ("`failover.sync`", SyncSection),
+    ("`fleet`", FleetSection),
+    ("`fleet.etcd`", EtcdSection),
     ("`services[]`", ServiceSection),
     ("`services[].backends[]`", BackendSection),
     ("`services[].health`", HealthSection),

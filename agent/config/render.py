@@ -15,7 +15,7 @@ from agent.config.defaults import (
     default_service,
 )
 from agent.config.durations import format_duration
-from agent.config.failover_fields import failover_document
+from agent.config.failover_fields import failover_document, fleet_document
 from agent.config.load_fields import (
     affinity_fields,
     discover_fields,
@@ -131,6 +131,7 @@ def global_fields(config: Config) -> Fields:
         "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
         "lists": {each.name: _list(each) for each in config.lists},
         "failover": failover_document(config.failover),
+        "fleet": fleet_document(config.fleet),
     }
 
 

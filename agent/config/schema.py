@@ -1,8 +1,8 @@
 """Defines the shape of the configuration document, as the operator writes it.
 
 The reference (docs/configuration.md) is generated from this file, ``service_schema``,
-``telemetry_schema`` and ``failover_schema``. Rules that span several values (a duplicate VIP, a
-check that needs a port) are in ``agent.config.rules``.
+``telemetry_schema``, ``failover_schema`` and ``fleet_schema``. Rules that span several values (a
+duplicate VIP, a check that needs a port) are in ``agent.config.rules``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import Field
 from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.failover_schema import FailoverSection
+from agent.config.fleet_schema import FleetSection
 from agent.config.section import Section
 from agent.config.service_schema import DefaultsSection, ServiceSection
 from agent.model import BackendMetrics, Config, Hook, KernelHeaders, Nat, StatusPage, Tables
@@ -316,6 +317,10 @@ class GlobalSection(Section):
     failover: FailoverSection = Field(
         default_factory=lambda: FailoverSection.model_validate({}),
         description="Settings that make several balancers behave as one.",
+    )
+    fleet: FleetSection = Field(
+        default_factory=lambda: FleetSection.model_validate({}),
+        description="The fleet whose services this balancer runs. Default: none.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import stat
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def http_words(error: Exception) -> str:
             return "connection closed before an answer"
         case aiohttp.ClientPayloadError():
             return "connection closed before the end of the answer"
+        case aiohttp.ClientOSError() if isinstance(error.__cause__, ssl.SSLError):
+            return tls_words(error.__cause__)  # by TLS 1.3, a server refuses us after the handshake
         case OSError():
             number = error.errno or 0
             return WORDS.get(number) or (

@@ -21,6 +21,7 @@ from agent.metrics.family import (
     each_service,
     one,
 )
+from agent.metrics.fleet import FLEET_FAMILIES
 from agent.metrics.guard import GUARD_FAMILIES
 from agent.metrics.load import LOAD_FAMILIES
 from agent.metrics.reports import REPORT_FAMILIES
@@ -527,6 +528,7 @@ FAMILIES: tuple[Family, ...] = (
     *REPORT_FAMILIES,
     *SCALE_FAMILIES,
     *FAILOVER_FAMILIES,
+    *FLEET_FAMILIES,
     *GUARD_FAMILIES,
 )
 

@@ -32,6 +32,7 @@ from agent.rebalancing import Rebalancer
 from agent.rings.maglev import shares
 from agent.state import nat_blocks, ranking, silence, zones
 from agent.state.assemble import BackendParts, ServiceParts, backend_snapshot, service_snapshot
+from agent.state.fleetview import FleetStatus
 from agent.state.guardview import Guarded
 from agent.state.identities import slot_of
 from agent.state.loads import counts_waiting
@@ -94,6 +95,7 @@ class AgentFacts:
     discovery_problems: tuple[str, ...] = ()
     failover: FailoverView = field(default_factory=FailoverView)
     guard: Guarded = field(default_factory=Guarded)
+    fleet: FleetStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,18 @@ class Observer:
         # Services to which no client gets a connection, with the number of recent attempts.
         self.unconnected: Mapping[str, int] = {}
         self.survey = self._read_survey()
+
+    @property
+    def totals(self) -> counters.Totals | None:
+        """The totals of all backends and services as of the last sample."""
+        return None if self._sampled is None else self._sampled.totals
+
+    def first_bytes(self) -> tuple[int, ...]:
+        """Return how many answers of all backends began within each bucket of time."""
+        if self._sampled is None:
+            return ()
+        table, ids = self._dataplane.tables.backend_latency, self._sampled.roster.ids
+        return tuple(table[latency.FIRST_BYTE][ids].sum(axis=0, dtype=np.int64).tolist())
 
     def _read_survey(self) -> survey.Survey:
         started = time.thread_time()
@@ -272,6 +286,7 @@ class Observer:
             discovery_problems=facts.discovery_problems,
             failover=facts.failover,
             guard=facts.guard,
+            fleet=facts.fleet,
             dataplane=self._dataplane_snapshot(facts.driver, nobodys.passed),
             services=tuple(services),
             service_states=Counter(tracked.state for tracked in situation.services.values()),

@@ -48,6 +48,7 @@ _SECTIONS = (
     ("Reports and learned speed", tuple(family.name for family in REPORT_FAMILIES)),
     ("Scaling", tuple(family.name for family in SCALE_FAMILIES)),
     ("Failover and flow sync", tuple(family.name for family in FAILOVER_FAMILIES)),
+    ("Fleet", ("steelyard_fleet_",)),
 )
 
 _GROUPED = frozenset(

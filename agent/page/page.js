@@ -97,8 +97,22 @@ function command(text) {
 const HOOKS = { native: "native XDP", generic: "generic XDP", tc: "tc ingress",
   external: "called by another program" };
 
+// Says which version of its fleet a balancer runs, and what sets it apart from the others.
+function versionView(fleet) {
+  const { version, wanted_version: wanted } = fleet;
+  const runs = version ? `version ${version}` : "own services";
+  const notes = [
+    wanted === version && version !== fleet.stable_version && "being tried",
+    fleet.frozen !== null && "frozen",
+    fleet.store_away_s !== null && "store away",
+  ].filter(Boolean).map((note) => `, ${note}`);
+  const other = wanted !== null && wanted !== version
+    && html`, <span class="bad">${wanted} is wanted</span>`;
+  return html`${runs}${notes}${other}`;
+}
+
 function headView(overview) {
-  const { agent, dataplane: plane, rates, backends, services } = overview.status;
+  const { agent, dataplane: plane, rates, backends, services, fleet } = overview.status;
   const where = [plane.interface, ...plane.backend_interfaces].join(", ");
   const does = plane.attached
     ? html`<b class="good">balancing</b> on ${where} (${HOOKS[plane.hook] || plane.hook}, driver
@@ -108,6 +122,7 @@ ${plane.driver})`
     .map(([name, n]) => html` ${state(name)}&nbsp;${n}`);
   const flows = plane.flow_table;
   const facts = [
+    ...(fleet ? [[`fleet ${fleet.name}`, versionView(fleet)]] : []),
     ["services", tally(services)],
     ["backends", tally(backends)],
     ["new flows", html`${count(rates.new_flows_per_s)}/s`],

@@ -16,6 +16,7 @@ from agent.model import (
     Service,
     ServiceState,
 )
+from agent.state.fleetview import FleetStatus
 from agent.state.guardview import Guarded
 from agent.state.moves import Lacking
 from agent.state.scaling import Scaling
@@ -336,5 +337,6 @@ class Snapshot:
     sources: Mapping[str, SourceState] = field(default_factory=dict)  # of backends, by service
     discovery_problems: tuple[str, ...] = ()  # sources of backends that give no usable answer
     guard: Guarded = field(default_factory=Guarded)
+    fleet: FleetStatus | None = None  # None: the balancer belongs to none
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved
     audit_problem: str = ""  # why changes are not in the audit log; empty: they are

@@ -8,7 +8,7 @@ import click
 
 from lbctl.changes import Order, carry_out, report
 from lbctl.environment import Environment, pass_environment
-from lbctl.options import agent_options, dry_run_option, message_option, yes_option
+from lbctl.options import DURATION, agent_options, dry_run_option, message_option, yes_option
 
 
 @click.command()
@@ -20,12 +20,34 @@ from lbctl.options import agent_options, dry_run_option, message_option, yes_opt
     type=click.Path(path_type=Path, allow_dash=True),
     help="A configuration file, or - for standard input.",
 )
+@click.option(
+    "--canary",
+    "nodes",
+    multiple=True,
+    metavar="BALANCER",
+    help="In a fleet: this balancer tries it first. May be given several times.",
+)
+@click.option(
+    "--bake",
+    "bake_s",
+    type=DURATION,
+    metavar="TIME",
+    help="With --canary: all balancers take it after this time, such as 5m, if nothing goes wrong. "
+    "Default: at `lbctl rollout promote`.",
+)
 @dry_run_option
 @yes_option
 @message_option
 @agent_options
 @pass_environment
-def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
+def apply(
+    env: Environment,
+    path: Path,
+    nodes: tuple[str, ...],
+    bake_s: float | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
     """Make the running services equal to a file.
 
     Shows the plan, and asks on a terminal. Services that the file does not have are
@@ -36,9 +58,12 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     Examples:
       lbctl apply -f services.yaml --dry-run
       lbctl apply -f services.yaml --yes
+      lbctl apply -f services.yaml --canary lb3 --bake 5m
     """
     from lbctl.wanted import STDIN, read
 
+    if bake_s is not None and not nodes:
+        raise click.UsageError("--bake needs --canary: which balancers try it first?")
     agent = env.agent_to_change()
     wanted = read(env, agent, path)
     if wanted.ignored:
@@ -50,12 +75,13 @@ def apply(env: Environment, path: Path, dry_run: bool, yes: bool) -> None:
     if dry_run:
         report(env, plan)
         return
+    canary = {"canary": {"nodes": list(nodes), "bake_s": bake_s or 0}} if nodes else {}
     # Standard input cannot be both the file and the answer.
     carry_out(
         env,
         agent,
         "/v1/edit",
-        order.body(env, dry_run=False),
+        order.body(env, dry_run=False) | canary,
         plan=plan,
         what="Apply",
         yes=yes,

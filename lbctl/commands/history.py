@@ -71,14 +71,15 @@ def _table(versions: list[Mapping[str, Any]]) -> list[object]:
             Cell(local_time(version["at"])),
             Cell(version["who"]),
             Cell(version["how"]),
-            Cell(_in_short(version)),
+            Cell(in_short(version)),
         )
         for version in versions
     )
     return [Table(columns, rows, prose_under="TIME")]
 
 
-def _in_short(version: Mapping[str, Any]) -> str:
+def in_short(version: Mapping[str, Any]) -> str:
+    """Return why a version was made, and its first change."""
     said_why = f"“{version['message']}” " if version["message"] else ""
     if not version["changes"]:
         return said_why + ("as the file says" if version["how"] == "start" else "")

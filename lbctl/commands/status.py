@@ -41,7 +41,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from rich.text import Text
 
     from agent.api.sentences import problems
-    from lbctl.views import rates_line
+    from lbctl.views import fleet_facts, rates_line
 
     agent, plane = data["agent"], data["dataplane"]
     pairs: list[tuple[str, object]] = [
@@ -51,6 +51,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("backends", _tally(data["backends"])),
         ("traffic", rates_line(data["rates"])),
         *_failover(data["failover"]),
+        *fleet_facts(data.get("fleet")),
         ("flow table", _flow_table(plane["flow_table"])),
         *_nat(plane["nat_ports"]),
         ("passed", _passed(plane["passed_packets"])),

@@ -1,14 +1,43 @@
-"""Judges certificates: the status page's, and those of servers that the health checks verify."""
+"""Judges certificates: the status page's, the fleet's, and those that health checks verify."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from agent.humanise import age
-from lbctl.doctor.facts import Certificate, Facts, Finding, Question, Verdict
+from lbctl.doctor.facts import (
+    Certificate,
+    CertificateUse,
+    Facts,
+    Finding,
+    Question,
+    Verdict,
+)
 
-SOON_S = 14 * 86_400  # as for the health checks
+_DAY_S = 86_400
 _NAMED = 3
+# How long before its end a certificate is reported. Those of servers: as by the health checks.
+# Nothing renews those of the store by itself, and a new CA has to be brought to every member.
+_SOON_S = {
+    CertificateUse.PAGE: 14 * _DAY_S,
+    CertificateUse.SERVER: 14 * _DAY_S,
+    CertificateUse.STORE: 30 * _DAY_S,
+    CertificateUse.STORE_CA: 30 * _DAY_S,
+}
+_RENEW = {
+    CertificateUse.PAGE: "renew it in place (certbot renew); the agent takes a new file within a "
+    "minute",
+    CertificateUse.SERVER: "renew it on the server, or health: {verify_tls: false}",
+    CertificateUse.STORE: "issue a new one, without a common name, and replace the file; the agent "
+    "reads it again",
+    CertificateUse.STORE_CA: "add the new CA's certificate to the file, then renew the "
+    "certificates of etcd's members",
+}
+_CORRECT = {
+    CertificateUse.PAGE: "status_page.certificate: a PEM file",
+    CertificateUse.STORE: "fleet.etcd.cert_file: a PEM file",
+    CertificateUse.STORE_CA: "fleet.etcd.ca_file: a PEM file",
+}
 
 
 def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
@@ -19,18 +48,14 @@ def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
         if each.until is None:
             bad = True
             verdict = Verdict.UNKNOWN if each.denied else Verdict.PROBLEM
-            fix = "sudo lbctl doctor" if each.denied else "status_page.certificate: a PEM file"
+            fix = "sudo lbctl doctor" if each.denied else _CORRECT[each.use]
             yield Finding("certificate", verdict, f"{each.where}: {each.problem}", fix)
-    for of_backends in (False, True):
-        known = [(end, one) for one in found if one.backend is of_backends and (end := one.until)]
+    for use in CertificateUse:
+        known = [(end, one) for one in found if one.use is use and (end := one.until)]
         ended = [each for each in known if each[0] <= facts.now]
-        ending = [each for each in known if facts.now < each[0] < facts.now + SOON_S]
+        ending = [each for each in known if facts.now < each[0] < facts.now + _SOON_S[use]]
         bad = bad or bool(ended or ending)
-        fix = (
-            "renew it on the server, or health: {verify_tls: false}"
-            if of_backends
-            else "renew it in place (certbot renew); the agent takes a new file within a minute"
-        )
+        fix = _RENEW[use]
         if ended:
             yield Finding("certificate", Verdict.PROBLEM, _expiry(ended, facts.now, "ended"), fix)
         if ending:

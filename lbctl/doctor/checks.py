@@ -11,6 +11,7 @@ from lbctl.doctor import (
     balancer_checks,
     certificate_checks,
     failover_checks,
+    fleet_checks,
     hook_checks,
     host_checks,
     interface_checks,
@@ -62,6 +63,7 @@ BALANCER: tuple[Check, ...] = (
     certificate_checks.certificates,
     balancer_checks.guard,
     failover_checks.failover,
+    fleet_checks.fleet,
 )
 BACKEND: tuple[Check, ...] = (
     interface_checks.exists,

@@ -184,18 +184,29 @@ class Installed:
     written: float
 
 
+class CertificateUse(enum.Enum):
+    """What a certificate is needed for."""
+
+    PAGE = "the status page"
+    SERVER = "a server, as the agent's health check sees it"
+    STORE = "this balancer as a client of its fleet's store"
+    STORE_CA = "the members of the fleet's store, whose certificates it signs"
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """A certificate that this host depends on.
 
     ``until``: its end in seconds since the epoch; None: it cannot be read, for ``problem``.
+    ``common_name``: of its subject; empty: it has none.
     """
 
     where: str
     until: float | None
     problem: str = ""
     denied: bool = False
-    backend: bool = False  # of a server, as seen by the agent's health check
+    use: CertificateUse = CertificateUse.PAGE
+    common_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +265,47 @@ class FailoverFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreMember:
+    """A member of the fleet's store; ``problem`` empty: it answers, and is healthy.
+
+    ``is_tls``: it can be reached, and the problem is one of certificates.
+    """
+
+    url: str
+    problem: str = ""
+    is_tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A file with a secret for the fleet's store that is not as it should be.
+
+    ``denied``: the user who runs the doctor cannot read it; ``works``: the agent uses it all the
+    same.
+    """
+
+    problem: str
+    remedy: str
+    denied: bool = False
+    works: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """Facts about a balancer of a fleet. Its certificates are among those of ``AgentFacts``.
+
+    ``tls_problem``: why the files for TLS cannot be used; no member was asked then.
+    """
+
+    name: str
+    has_user: bool  # so etcd's authentication is on
+    members: tuple[StoreMember, ...] = ()
+    tls_problem: str = ""
+    tls_denied: bool = False
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class InstalledUnit:
     """The file that systemd uses for a unit: its path, and whether it is the one that this release
     ships. ``hides``: the file below /usr/lib that it takes the place of; empty: none.
@@ -279,6 +331,7 @@ class Facts:
     pinned: frozenset[int] = frozenset()  # ids of the programs pinned by agents of this host
     entry: Entry | None = None  # of the running agent, with `hook: external`
     failover: FailoverFacts | None = None
+    fleet: FleetFacts | None = None
     gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
     nft_installed: bool = True
     nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen

@@ -10,37 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import SteelyardError
-from lbctl.doctor.facts import Certificate
+from lbctl.doctor.facts import Certificate, CertificateUse
 from lbctl.environment import Agent
 
 _MOST_BACKENDS = 10_000
-_FIRST_PEM = re.compile(
-    r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL | re.ASCII
-)
+_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL | re.ASCII)
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
+_COMMON_NAME = bytes((0x55, 0x04, 0x03))  # OID 2.5.4.3
 _BEFORE_VALIDITY = 3  # serial number, algorithm, issuer; a version may precede them
 
 
 def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate, ...]:
-    """Return the status page's certificate and, if an agent answers, those that its checks have
-    seen.
+    """Return the certificates that the configuration names and, if an agent answers, those that its
+    checks have seen.
     """
-    return (*_page(config), *(_backends(config, agent) if agent is not None else ()))
+    etcd = (config.get("fleet") or {}).get("etcd") or {}
+    named = (
+        (
+            CertificateUse.PAGE,
+            "the status page",
+            (config.get("status_page") or {}).get("certificate"),
+        ),
+        (CertificateUse.STORE, "this balancer as a client of etcd", etcd.get("cert_file")),
+        (CertificateUse.STORE_CA, "the CA of etcd", etcd.get("ca_file")),
+    )
+    ours = (_of_file(use, f"{what} ({path})", Path(path)) for use, what, path in named if path)
+    return (*ours, *(_backends(config, agent) if agent is not None else ()))
 
 
-def _page(config: Mapping[str, Any]) -> Iterator[Certificate]:
-    path = (config.get("status_page") or {}).get("certificate")
-    if path is None:
-        return
-    where = f"the status page ({path})"
+def _of_file(use: CertificateUse, where: str, path: Path) -> Certificate:
     try:
-        yield Certificate(where, ends(Path(path).read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        if use is CertificateUse.STORE_CA:
+            # While a CA is replaced, the file has the old one and the new one.
+            until, common_name = max(certificates(text))
+        else:
+            until, common_name = next(certificates(text))
     except PermissionError:
-        yield Certificate(where, None, "you cannot read it", denied=True)
+        return Certificate(where, None, "you cannot read it", denied=True, use=use)
     except OSError as error:
-        yield Certificate(where, None, error.strerror or str(error))
+        return Certificate(where, None, error.strerror or str(error), use=use)
     except ValueError as error:
-        yield Certificate(where, None, str(error))
+        return Certificate(where, None, str(error), use=use)
+    return Certificate(where, until, use=use, common_name=common_name)
 
 
 def _backends(config: Mapping[str, Any], agent: Agent) -> Iterator[Certificate]:
@@ -56,27 +68,29 @@ def _backends(config: Mapping[str, Any], agent: Agent) -> Iterator[Certificate]:
             if until := each.get("certificate_until"):
                 where = f"{each['service']}/{each['name']}"
                 end = datetime.fromisoformat(until).timestamp()
-                yield Certificate(where, end, backend=True)
+                yield Certificate(where, end, use=CertificateUse.SERVER)
 
 
-def ends(pem: str) -> float:
-    """Return when the first certificate of a file expires, in seconds since the epoch.
+def certificates(pem: str) -> Iterator[tuple[float, str]]:
+    """Yield for each certificate in a file when it expires, in seconds since the epoch, and its
+    subject's common name; empty: it has none.
 
-    Raises ValueError if there is none. The standard library reads certificates only from
+    Raises ValueError if there is no certificate. The standard library reads certificates only from
     connections.
     """
-    found = _FIRST_PEM.search(pem)
-    if found is None:
+    found = _PEM.findall(pem)
+    if not found:
         raise ValueError("there is no certificate in it")
-    try:
-        return _not_after(ssl.PEM_cert_to_DER_cert(found[0]))
-    except (ValueError, IndexError) as error:
-        raise ValueError("what is in it is no certificate") from error
+    for text in found:
+        try:
+            yield _end_and_name(ssl.PEM_cert_to_DER_cert(text))
+        except (ValueError, IndexError) as error:
+            raise ValueError("what is in it is no certificate") from error
 
 
-def _not_after(der: bytes) -> float:
-    """Return ``notAfter``: RFC 5280, section 4.1, has ``validity`` as the fifth field of the signed
-    part.
+def _end_and_name(der: bytes) -> tuple[float, str]:
+    """Return ``notAfter`` and the common name: RFC 5280, section 4.1, has ``validity`` and
+    ``subject`` as the fifth and the sixth field of the signed part.
     """
     _, certificate, _ = _element(der)
     _, signed, _ = _element(certificate)
@@ -85,14 +99,36 @@ def _not_after(der: bytes) -> float:
         rest = signed
     for _ in range(_BEFORE_VALIDITY):
         _, _, rest = _element(rest)
-    kind, validity, _ = _element(rest)
+    kind, validity, rest = _element(rest)
     if kind != _SEQUENCE:
         raise ValueError(f"element {kind:#x} in the place of validity")
+    _, subject, _ = _element(rest)
+    return _not_after(validity), _common_name(subject)
+
+
+def _not_after(validity: bytes) -> float:
     _, _, rest = _element(validity)
     kind, text, _ = _element(rest)
     # %y: 69 and above mean 19.., for UTCTime 50 and above; no certificate of today ends there.
     form = "%y%m%d%H%M%SZ" if kind == _UTC_TIME else "%Y%m%d%H%M%SZ"
     return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()
+
+
+def _common_name(subject: bytes) -> str:
+    """Return the common name in a subject, which is a list of sets of pairs."""
+    for names in _elements(subject):
+        for pair in _elements(names):
+            oid, value = _elements(pair)
+            if oid == _COMMON_NAME:
+                return value.decode("utf-8", "replace")
+    return ""
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    """Yield the content of each DER element."""
+    while data:
+        _, content, data = _element(data)
+        yield content
 
 
 def _element(data: bytes) -> tuple[int, bytes, bytes]:

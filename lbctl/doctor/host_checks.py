@@ -198,6 +198,7 @@ def _of_clocks(facts: Facts, ask: Question) -> list[str]:
         return ["SYN cookies (if the balancers give them)"]
     config = facts.agent.config or {}
     failover, services = config.get("failover") or {}, config.get("services") or []
+    members = ((config.get("fleet") or {}).get("etcd") or {}).get("endpoints") or ()
     found = {
         "blocks that balancers tell each other": bool((failover.get("sync") or {}).get("peers")),
         "authenticated adverts": any(
@@ -205,7 +206,8 @@ def _of_clocks(facts: Facts, ask: Question) -> list[str]:
         ),
         "SYN cookies": any(each.get("syn_cookies") for each in services),
         "certificates": bool((config.get("status_page") or {}).get("certificate"))
-        or any((each.get("health") or {}).get("verify_tls") for each in services),
+        or any((each.get("health") or {}).get("verify_tls") for each in services)
+        or any(each.startswith("https:") for each in members),
     }
     return [name for name, is_used in found.items() if is_used]
 

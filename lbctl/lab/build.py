@@ -108,6 +108,8 @@ def _is_held(lock: Path) -> bool:
 def up(lab: Lab, owner: Owner, report: Report) -> None:
     """Build a lab and wait until its traffic can flow; a failure removes what was built."""
     check_machine()
+    if lab.etcd and shutil.which("etcd") is None:
+        raise LabError("the command etcd is missing", where="lab", remedy="apt install etcd-server")
     with Guard() as guard:
         refuse_second(lab.name)
         try:
@@ -146,6 +148,9 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
     report(f"{'engines' if lab.engines else 'HTTP servers'}: {lab.backends + lab.spares}")
     for backend in lab.nodes(Role.BACKEND):
         start_server(lab, backend)
+    for host in lab.nodes(Role.ETCD):
+        report("etcd: one member")
+        start_etcd(lab, host)
     prepare_paths(lab)
     report("agent: compiling and attaching the balancer, checking the backends")
     if lab.paired:
@@ -155,6 +160,9 @@ def _build(lab: Lab, owner: Owner, report: Report) -> None:
         write_config(lab, balancer)
         start_agent(lab, balancer)
         await_backends(lab, balancer, lab.backends)
+    if lab.etcd:
+        report("fleet: the services become its first version, for all balancers")
+        begin_fleet(lab)
     if lab.paired:
         report("failover: the first balancer becomes master, the others stand by")
         failover.settle(lab)
@@ -203,6 +211,53 @@ def start_server(lab: Lab, backend: Node) -> None:
     """Start the HTTP server of a backend."""
     command = server_command(lab, backend)
     processes.start(lab.run_dir, backend.name, backend.namespace, command)
+
+
+def begin_fleet(lab: Lab, timeout_s: float = READY_TIMEOUT_S) -> None:
+    """Import the services of the first balancer, and wait until all balancers run them."""
+    from agent.api.client import Client
+    from agent.errors import ApiError
+
+    first, *_ = balancers = lab.nodes(Role.BALANCER)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            own = Client(lab.socket(first)).post("/v1/fleet/import", {"message": "the lab's"})
+            break
+        except ApiError as error:  # the agent has yet to reach the store
+            if time.monotonic() > deadline:
+                raise LabError(
+                    error.message, where=f"lab {lab.name}", remedy=error.remedy
+                ) from error
+        time.sleep(0.05)
+    for balancer in balancers:
+        client, wanted = Client(lab.socket(balancer)), own["fleet"]["version"]
+        while client.get("/v1/fleet")["fleet"]["version"] < wanted:
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"{balancer.name} does not take version {wanted} of the fleet",
+                    where=f"lab {lab.name}",
+                    remedy="see its log",
+                )
+            time.sleep(0.05)
+
+
+def start_etcd(lab: Lab, host: Node, timeout_s: float = 30.0) -> None:
+    """Start the member of etcd, and wait until it answers."""
+    (url,) = lab.etcd_urls
+    command = ["etcd", "--data-dir", str(lab.run_dir / "etcd"), "--log-level", "error"]
+    command += ["--listen-client-urls", url, "--advertise-client-urls", url]
+    processes.start(lab.run_dir, host.name, host.namespace, command)
+    deadline = time.monotonic() + timeout_s
+    with netns.inside(host.namespace):
+        while problem := _ask(str(host.ipv4), topology.ETCD_PORT):
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"etcd does not answer: {problem}; {_log_tail(lab, host.name)}",
+                    where=str(lab.run_dir / f"{host.name}.log"),
+                    remedy="see its log",
+                )
+            time.sleep(0.05)
 
 
 def prepare_paths(lab: Lab) -> None:
@@ -406,5 +461,7 @@ def node_processes(lab: Lab, node: Node) -> Iterator[tuple[str, str, int | None]
     elif node.role is Role.BACKEND:
         hardware = lab.engine(node)
         named[node.name] = f"engine {hardware}" if hardware else "http server"
+    elif node.role is Role.ETCD:
+        named[node.name] = "etcd"
     for name, what in named.items():
         yield what, name, processes.pid_of(lab.run_dir, name)

@@ -143,6 +143,7 @@ def lab() -> None:
     show_default=True,
     help="How many times faster than real GPUs the engines are.",
 )
+@click.option("--etcd", is_flag=True, help="One more host runs etcd, for a fleet of balancers.")
 @click.option("--replace", is_flag=True, help="Remove an existing lab first.")
 @_late_name_option
 @pass_environment
@@ -173,6 +174,7 @@ def up(env: Environment, /, *, replace: bool, **options: Any) -> None:
         vlan=options["vlan"],
         engines=options["engines"],
         time_scale=options["time_scale"],
+        etcd=options["etcd"],
     )
     build.check_machine()
     try:

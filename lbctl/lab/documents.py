@@ -47,6 +47,9 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
         document["backend_interfaces"] = others
     if lab.paired:
         document |= _failover_document(lab, balancer)
+    if lab.etcd:
+        etcd = {"endpoints": [*lab.etcd_urls]}
+        document["fleet"] = {"name": "lab", "node": balancer.name, "etcd": etcd, "report": "1s"}
     return document
 
 

@@ -36,6 +36,7 @@ def from_document(document: Mapping[str, object]) -> Lab:
             vlan=None if document["vlan"] is None else int(str(document["vlan"])),
             engines=tuple(map(str, document["engines"])),  # type: ignore[call-overload]
             time_scale=float(str(document["time_scale"])),
+            etcd=bool(document["etcd"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(

@@ -27,6 +27,7 @@ PORT = 80
 MAPPED_PORT = 8080  # where the servers of nat listen
 # The service for prompts, with the engines' load. All others are as without engines.
 PROMPTS, ENGINE_PORT = "chat", 8000
+ETCD_PORT = 2379  # for clients
 
 MAX_BALANCERS = 8
 MAX_CLIENTS = 9
@@ -46,6 +47,7 @@ _FRONT, _BACK = 0, 1
 _VIP = 100  # and the addresses that balancers share in the network of the backends
 _FIRST_BALANCER = 11
 _FIRST_CLIENT = 21
+_ETCD = 31
 _FIRST_BACKEND = 101
 
 
@@ -56,6 +58,7 @@ class Role(enum.Enum):
     CLIENT = "client"
     BALANCER = "balancer"
     BACKEND = "backend"
+    ETCD = "etcd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class Lab:
     the first backends, the others have 100. ``arms`` 2: the balancers reach the backends of nat
     and fullnat by a second interface. ``vlan``: all hosts send frames with that tag.
     ``engines``: the servers behave like engines on these GPUs, assigned in turn, ``time_scale``
-    times faster than real ones.
+    times faster than real ones. ``etcd``: one more host, with a cluster of one member, for fleets.
     """
 
     name: str = DEFAULT_NAME
@@ -133,6 +136,7 @@ class Lab:
     vlan: int | None = None
     engines: tuple[str, ...] = ()
     time_scale: float = 1.0
+    etcd: bool = False
 
     def __post_init__(self) -> None:
         # The name is a prefix of namespace names and the name of a folder under /run.
@@ -225,6 +229,7 @@ class Lab:
             (Role.CLIENT, clients, _FIRST_CLIENT),
             (Role.BALANCER, balancers, _FIRST_BALANCER),
             (Role.BACKEND, backends, _FIRST_BACKEND),
+            (Role.ETCD, ["etcd"] if self.etcd else [], _ETCD),
         )
         return tuple(
             self._node(name, role, first + offset)
@@ -246,6 +251,11 @@ class Lab:
     def namespaces(self) -> tuple[str, ...]:
         """Return every namespace, the switch first."""
         return (self.switch, *(node.namespace for node in self.nodes()))
+
+    @property
+    def etcd_urls(self) -> tuple[str, ...]:
+        """The URLs of the members of etcd, for clients; empty if the lab has none."""
+        return tuple(f"http://{node.ipv4}:{ETCD_PORT}" for node in self.nodes(Role.ETCD))
 
     def weight(self, index: int) -> int:
         """Return the configured weight of the backend with this index, from 0."""
@@ -271,7 +281,7 @@ class Lab:
     def _node(self, name: str, role: Role, number: int) -> Node:
         front, back = _addresses(_FRONT, number), _addresses(_BACK, number)
         gateways: tuple[IPv4Address | IPv6Address, ...] = ()
-        if not self.forward.is_nat or role is Role.CLIENT:
+        if not self.forward.is_nat or role in (Role.CLIENT, Role.ETCD):
             links = [self._link(NODE_INTERFACE, name, role, _FRONT, front)]
         elif role is Role.BACKEND:
             links = [self._link(NODE_INTERFACE, name, role, _BACK, back)]
@@ -324,7 +334,9 @@ def _addresses(network: int, number: int) -> tuple[IPv4Interface, IPv6Interface]
 
 def owned_namespace(lab_name: str, namespace: str) -> bool:
     """Return whether a lab called ``lab_name`` makes a namespace of that name."""
-    return bool(re.fullmatch(rf"{re.escape(lab_name)}-(switch|client\d*|lb\d+|be\d+)", namespace))
+    return bool(
+        re.fullmatch(rf"{re.escape(lab_name)}-(switch|client\d*|lb\d+|be\d+|etcd)", namespace)
+    )
 
 
 def lab_command(name: str) -> str:

@@ -378,6 +378,9 @@ class FakeAgent:
     audit: dict[str, Any] = field(default_factory=dict)
     told: int = 0  # other balancers, of blocks
     refuse_moves: str = ""
+    fleet: dict[str, Any] = field(default_factory=dict)
+    fleet_versions: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
     raw: bytes | None = None  # what to answer instead of JSON
     events: list[dict[str, Any]] = field(default_factory=list)
     versions: list[dict[str, Any]] = field(default_factory=list)
@@ -407,18 +410,31 @@ class FakeAgent:
                 return 200, self.remembered(path, query)
             case ["failover" | "guard" | "whoami" | "audit" as name]:
                 return 200, getattr(self, name)
-            case ["guard", "test"]:
-                return 200, self.tested
-            case ["guard", "top"]:
-                return 200, self.top
+            case ["guard", "test" | "top" as what]:
+                return 200, self.tested if what == "test" else self.top
             case ["config"]:
                 return 200, {"config": self.config, "changes_since_file": self.since_file}
+            case ["fleet", *rest]:
+                return self.of_fleet(rest, query)
             case ["flows"]:
                 shown = self.flows[: int(query["limit"])]
                 return 200, {"flows": shown, "matched": self.matched, "shown": len(shown)}
             case ["explain"]:
                 return 200, self.explanation
         return 404, refusal("there is no such path")
+
+    def of_fleet(self, rest: list[str], query: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        match rest:
+            case []:
+                return 200, self.fleet
+            case ["history"]:
+                return 200, {"versions": self.fleet_versions[: int(query["limit"])]}
+            case ["versions", number]:
+                found = [v for v in self.fleet_versions if v["number"] == int(number)]
+                return (200, found[0]) if found else (404, refusal(f"there is no version {number}"))
+            case ["diff"]:
+                return 200, {"changes": self.changes}
+        return 200, {**query, "differences": self.differences}
 
     def scaling(self, names: list[str]) -> tuple[int, dict[str, Any]]:
         """Of all services, or of the named one."""
@@ -466,6 +482,9 @@ class FakeAgent:
         if path.startswith("/v1/discovery/"):
             self.moves.append((path.removeprefix("/v1/discovery/"), body))
             return 200, self.discovery
+        if path.startswith("/v1/fleet/") and path != "/v1/fleet/rollback":
+            self.moves.append((path.removeprefix("/v1/fleet/"), body))
+            return 200, self.fleet
         if path.startswith("/v1/guard/"):
             self.moves.append((path.rsplit("/", 1)[1], body))
             named = {"blocked": body["prefixes"], "unblocked": body["prefixes"]}

@@ -311,6 +311,7 @@ def with_clock(clock, config, ask=BALANCER):
         ({"failover": {"instances": [{"authentication": "hmac"}]}}, "authenticated adverts"),
         ({"services": [{"vip": "10.0.0.10", "syn_cookies": True}]}, "SYN cookies"),
         ({"status_page": {"certificate": "/x.pem"}}, "certificates"),
+        ({"fleet": {"etcd": {"endpoints": ["https://etcd1:2379"]}}}, "certificates"),
         ({"services": [{"vip": "10.0.0.10", "health": {"verify_tls": True}}]}, "certificates"),
     ],
 )

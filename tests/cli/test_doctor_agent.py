@@ -14,6 +14,7 @@ from lbctl.doctor import gather_agent, gather_certificates
 from lbctl.doctor.checks import examine
 from lbctl.doctor.facts import (
     Certificate,
+    CertificateUse,
     FailoverFacts,
     Installed,
     InstalledUnit,
@@ -105,7 +106,12 @@ ONLY_BPF = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"})
             "certbot renew",
         ),
         (
-            certified(*(Certificate(f"a/{n}", NOW + n * DAY_S, backend=True) for n in range(1, 6))),
+            certified(
+                *(
+                    Certificate(f"a/{n}", NOW + n * DAY_S, use=CertificateUse.SERVER)
+                    for n in range(1, 6)
+                )
+            ),
             "certificate",
             "warning",
             "of a/1, a/2, a/3 and 2 more: ends in 1d00h (the first)",
@@ -121,6 +127,24 @@ ONLY_BPF = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"})
             "certificate",
             "problem",
             "the page: No such file or directory",
+        ),
+        (
+            certified(Certificate("the CA of etcd", NOW + 29 * DAY_S, use=CertificateUse.STORE_CA)),
+            "certificate",
+            "warning",
+            "of the CA of etcd: ends in 29d00h; add the new CA's certificate to the file",
+        ),
+        (
+            certified(Certificate("us", NOW - DAY_S, use=CertificateUse.STORE)),
+            "certificate",
+            "problem",
+            "of us: ended 1d00h ago; issue a new one, without a common name",
+        ),
+        (
+            certified(Certificate("us", None, "no PEM", use=CertificateUse.STORE)),
+            "certificate",
+            "problem",
+            "us: no PEM; fleet.etcd.cert_file",
         ),
     ],
 )
@@ -148,6 +172,7 @@ def test_what_is_wrong_with_the_agent_is_named_with_its_fix(found, check, verdic
         release(written=STARTED_S - 1),
         release(written=STARTED_S + 1, same_python=False),
         certified(Certificate("the status page", NOW + 15 * DAY_S)),
+        certified(Certificate("us", NOW + 31 * DAY_S, use=CertificateUse.STORE)),
         certified(),
     ],
 )
@@ -262,10 +287,21 @@ def test_the_release_that_is_installed_is_as_old_as_its_newest_file(tmp_path):
     assert gather_agent.installed(tmp_path).written == 300.0
 
 
-def certificate(path, days):
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=lb"
+def certificate(path, days, subject="/CN=lb"):
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -utf8"
     made = subprocess.run(
-        [*command.split(), "-keyout", path.with_suffix(".key"), "-out", path, "-days", str(days)],
+        [
+            *command.split(),
+            "-multivalue-rdn",
+            "-subj",
+            subject,
+            "-keyout",
+            path.with_suffix(".key"),
+            "-out",
+            path,
+            "-days",
+            str(days),
+        ],
         capture_output=True,
         check=False,
     )
@@ -282,14 +318,17 @@ def certificate(path, days):
 @pytest.mark.parametrize("days", [30, 12_000])  # UTCTime, and GeneralizedTime from 2050 on
 def test_the_end_of_a_certificate_is_what_openssl_says(tmp_path, days):
     path = tmp_path / "page.pem"
-    assert certificate(path, days) == gather_certificates.ends(path.read_text())
+    end = certificate(path, days)
+    assert list(gather_certificates.certificates(path.read_text())) == [(end, "lb")]
 
 
 def test_of_a_chain_the_first_certificate_counts(tmp_path):
     first, second = tmp_path / "a.pem", tmp_path / "b.pem"
     end = certificate(first, 10)
     certificate(second, 20)
-    assert gather_certificates.ends("text\n" + first.read_text() + second.read_text()) == end
+    first.write_text("text\n" + first.read_text() + second.read_text())
+    (page,) = gather_certificates.gather({"status_page": {"certificate": str(first)}}, None)
+    assert page.until == end
 
 
 @pytest.mark.parametrize(
@@ -302,7 +341,7 @@ def test_of_a_chain_the_first_certificate_counts(tmp_path):
 )
 def test_what_is_no_certificate_is_told(text, says):
     with pytest.raises(ValueError, match=says):
-        gather_certificates.ends(text)
+        list(gather_certificates.certificates(text))
 
 
 def test_certificates_of_the_page_and_of_checked_servers_are_gathered(tmp_path):
@@ -325,5 +364,35 @@ def test_certificates_of_the_page_and_of_checked_servers_are_gathered(tmp_path):
     assert (missing.until, missing.problem) == (None, "No such file or directory")
     end = certificate(path, 10)
     page, server = gather_certificates.gather(config, Answers())
-    assert (page.until, page.backend) == (end, False)
-    assert (server.where, server.until, server.backend) == ("chat/gpu-1", STARTED_S, True)
+    assert (page.until, page.use) == (end, CertificateUse.PAGE)
+    assert server == Certificate("chat/gpu-1", STARTED_S, use=CertificateUse.SERVER)
+
+
+def test_certificates_of_the_fleet_are_gathered_with_the_common_name_of_ours(tmp_path):
+    ours, old, new = (tmp_path / f"{name}.pem" for name in ("ours", "old", "new"))
+    ends = [certificate(path, days) for path, days in ((ours, 10), (old, 20), (new, 30))]
+    # While a CA is replaced, both are in the file, in any order.
+    old.write_text(new.read_text() + old.read_text())
+    etcd = {"cert_file": str(ours), "ca_file": str(old)}
+    client, ca = gather_certificates.gather({"fleet": {"name": "prod", "etcd": etcd}}, None)
+    assert (client.use, client.until, client.common_name) == (CertificateUse.STORE, ends[0], "lb")
+    assert (ca.use, ca.until) == (CertificateUse.STORE_CA, ends[2])
+    (missing,) = gather_certificates.gather({"fleet": {"etcd": {"cert_file": "/none"}}}, None)
+    assert (missing.use, missing.until) == (CertificateUse.STORE, None)
+
+
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [
+        ("/CN=lb1", "lb1"),
+        ("/C=DE/O=steelyard/CN=lb é", "lb é"),
+        ("/O=CN/OU=x+CN=many", "many"),  # of several names in one set
+        ("/O=steelyard", ""),
+        ("/", ""),
+    ],
+)
+def test_the_common_name_is_what_openssl_wrote(tmp_path, subject, name):
+    path = tmp_path / "own.pem"
+    certificate(path, 10, subject)
+    ((_, found),) = gather_certificates.certificates(path.read_text())
+    assert found == name

@@ -331,6 +331,16 @@ def test_every_host_has_a_cable_to_the_switch() -> None:
         assert f"link set {node.name} master br0 up" in commands
 
 
+@pytest.mark.parametrize("forward", Forward)
+def test_etcd_is_where_the_balancers_reach_it(forward: Forward) -> None:
+    assert Lab(forward=forward).etcd_urls == ()
+    lab = Lab(forward=forward, etcd=True, balancers=2, arms=2 if forward.is_nat else 1)
+    assert lab.etcd_urls == ("http://10.99.0.31:2379",)
+    (host,) = lab.nodes(Role.ETCD)
+    front = {node.links[0].bridge for node in lab.nodes(Role.BALANCER)}
+    assert {link.bridge for link in host.links} == front
+
+
 def test_options_survive_the_state_file() -> None:
     lab = Lab(
         name="x",
@@ -344,6 +354,7 @@ def test_options_survive_the_state_file() -> None:
         vlan=7,
         engines=("h100", "a100"),
         time_scale=2.5,
+        etcd=True,
     )
     for each in (lab, Lab()):
         assert statefile.from_document(statefile.to_document(each)) == each
@@ -358,6 +369,7 @@ def test_options_survive_the_state_file() -> None:
         ("lab-be12", True),
         ("lab-switch", True),
         ("lab-client", True),
+        ("lab-etcd", True),
         ("lab-other", False),
         ("lab-be1-x", False),
         ("my-lab-be1", False),

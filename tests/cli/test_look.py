@@ -7,6 +7,8 @@ import json
 import pytest
 import yaml
 
+from lbctl.commands.events import local_time
+from lbctl.views import fleet_facts
 from tests.cli.conftest import refusal, service_view
 
 WIDTHS = (80, 100, 120, 160, 200)
@@ -393,6 +395,38 @@ def test_status_shows_problems(agent, run):
     assert "PROBLEM     agent.yaml:3: unknown key\n              remedy: remove it\n" in out
     assert "refused as it is now: the last good configuration runs" in out
     assert "as written" not in out
+
+
+FLEET = {
+    "name": "prod",
+    "node": "lb1",
+    "version": 12,
+    "since": "2026-01-02T03:04:05.000Z",
+    "wanted_version": 13,
+    "stable_version": 13,
+    "newest_version": 13,
+    "trying": [],
+    "frozen": None,
+    "refused_version": 13,
+    "problem": "version 13 of the fleet is refused here, 12 stays: chat: no interface eth7",
+    "store_away_s": None,
+}
+
+
+def test_status_begins_with_why_a_balancer_does_not_follow_its_fleet(agent, run):
+    assert "PROBLEM" not in run("status").out
+    agent.status["fleet"] = FLEET
+    assert run("status").out.startswith(f"PROBLEM     {FLEET['problem']}\n")
+
+
+def test_a_line_says_which_version_of_the_fleet_runs_since_when():
+    ((name, text),) = fleet_facts(FLEET)
+    since = local_time(FLEET["since"])
+    assert (name, text) == (
+        "fleet",
+        f"prod: lb1 has run version 12 since {since}; version 13 is wanted",
+    )
+    assert fleet_facts(None) == []
 
 
 def test_flows_passes_its_filters_on(agent, run):

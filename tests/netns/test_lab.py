@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +18,14 @@ from typing import Any
 
 import pytest
 
+from agent.fleet.etcd import Client
+from agent.model import Etcd, Forward
 from lbctl.lab import build, failover, netns, processes, statefile, topology
 from lbctl.lab.build import Owner
 from lbctl.lab.interrupt import Interrupted
 from lbctl.lab.netns import LabError
 from lbctl.lab.topology import Lab, Role
+from tests.netns.etcdcluster import needs_etcd
 
 NAME = "st-lab"
 LBCTL = [sys.executable, "-m", "lbctl.main", "lab", "--name", NAME]
@@ -114,6 +119,34 @@ def test_hosts_reach_each_other_and_load_is_reported_line_by_line() -> None:
     opened = {r["kind"] for r in records if r.get("event") == "opened"}
     assert opened == {"keep-alive", "stream"}
     assert any(record.get("event") == "finished" for record in records)
+
+
+@needs_etcd
+def test_balancers_reach_etcd_and_the_lab_shows_and_removes_it() -> None:
+    lab = Lab(name=NAME, backends=1, balancers=2, forward=Forward.NAT, arms=2, etcd=True)
+
+    async def use(found: int) -> None:
+        client = Client(Etcd(endpoints=lab.etcd_urls), "/steelyard/lab/")
+        assert len((await client.list("")).rows) == found
+        await client.put(f"agents/{found}", b"{}")
+        await client.close()
+
+    (host,) = lab.nodes(Role.ETCD)
+    with bare_network(lab):
+        build.start_etcd(lab, host)
+        for found, balancer in enumerate(lab.nodes(Role.BALANCER)):
+            with netns.inside(balancer.namespace):
+                asyncio.run(use(found))
+        ((what, name, pid),) = build.node_processes(lab, host)
+        assert (what, name, pid in processes.find(lab.run_dir)) == ("etcd", "etcd", True)
+
+
+def test_a_lab_with_etcd_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "etcd" else has(name))
+    with pytest.raises(LabError) as caught:
+        build.up(Lab(name=NAME, etcd=True), Owner(), quiet)
+    assert "etcd-server" in caught.value.remedy
 
 
 def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:

@@ -51,6 +51,12 @@ ABSENT = {
     "steelyard_flow_sync_flows_dropped_total": "all were taken",
     "steelyard_flow_sync_refused_total": "the peer is well",
     "steelyard_flow_sync_strangers_total": "nobody else came",
+    "steelyard_fleet_info": "no fleet",
+    "steelyard_fleet_version": "no fleet",
+    "steelyard_fleet_wanted_version": "no fleet",
+    "steelyard_fleet_store_up": "no fleet",
+    "steelyard_fleet_frozen": "no fleet",
+    "steelyard_fleet_refused": "no fleet",
 }
 # Of a page, what stands for time and for all values of a variable.
 _GRAFANA = {"$__rate_interval": "20s", "$instance": ".*", "$service": ".*"}

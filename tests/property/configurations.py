@@ -20,6 +20,8 @@ from agent.model import (
     Config,
     Discover,
     DownFlows,
+    Etcd,
+    Fleet,
     Forward,
     HealthCheck,
     Hook,
@@ -457,6 +459,24 @@ def _zones(draw: st.DrawFn) -> tuple[Zone, ...]:
 
 
 zones = _zones()
+_TLS = Etcd(("https://e1:2379",), *(Path(f"/etc/{name}") for name in ("ca", "cert", "key")))
+fleets = st.just(Fleet()) | st.builds(
+    Fleet,
+    name=st.sampled_from(["prod", "no", "1"]),
+    node=st.sampled_from(["", "lb1", "null"]),
+    etcd=st.sampled_from(
+        [
+            Etcd(("http://127.0.0.1:2379", "http://[::1]:2379"), prefix="/a/b"),
+            _TLS,
+            dataclasses.replace(_TLS, user="yes", password_file=Path("/etc/p")),
+        ]
+    ),
+    history=st.integers(64, 100_000),
+    lease_s=st.integers(3, 3600).map(float),
+    report_s=st.sampled_from([0.5, 1.0, 60.0]),
+)
+
+
 _groups = st.lists(st.sampled_from(["adm", "no", "ops"]), max_size=2, unique=True).map(tuple)
 socket_roles = st.builds(SocketRoles, viewer=_groups, operator=_groups, admin=_groups)
 _configs = st.builds(
@@ -499,6 +519,7 @@ _configs = st.builds(
     ),
     services=service_lists,
     zones=zones,
+    fleet=fleets,
 )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent.config import edit as edit_module
 from agent.config.defaults import CHECK_KEYS, PROTOCOL_KEYS, SCHEDULER_KEYS
 from agent.config.document import write_yaml
-from agent.config.edit import Edit, EditOp, apply_edit
+from agent.config.edit import Edit, EditOp, apply_edit, with_services
 from agent.config.load import parse
 from agent.config.plan import Action, Change, plan
 from agent.config.render import document, service_fields
@@ -68,6 +68,35 @@ def test_applying_services_makes_them_equal(
     new = dataclasses.replace(old, services=after)
     edit = Edit(EditOp.SERVICES_APPLY, values={"services": document(new)["services"]})
     assert apply_edit(old, edit) == new
+
+
+@some
+@given(service_lists, service_lists, st.data())
+def test_services_by_their_documents_are_as_applied_services(
+    before: tuple[Service, ...], after: tuple[Service, ...], data: st.DataObject
+) -> None:
+    """So that a fleet's balancers, which read them, run what was meant. Those that stay the same
+    are the same objects.
+    """
+    old = dataclasses.replace(PLAIN_CONFIG, services=before)
+    ours = {each["name"]: each for each in document(old)["services"]}
+    theirs = dataclasses.replace(PLAIN_CONFIG, services=after)
+    wanted = {each["name"]: each for each in document(theirs)["services"]}
+    some_of_ours = {name: ours[name] for name in ours if data.draw(st.booleans(), label=name)}
+    for name in some_of_ours:
+        changed = copy.deepcopy(some_of_ours[name])
+        for backend in changed["backends"]:
+            backend["weight"] = data.draw(st.integers(1, 1001), label=f"weight in {name}")
+        some_of_ours[name] = data.draw(st.sampled_from([ours[name], changed]))
+    mixed = {**wanted, **some_of_ours}
+    by_all = outcome(
+        lambda: apply_edit(old, Edit(EditOp.SERVICES_APPLY, values={"services": [*mixed.values()]}))
+    )
+    found = outcome(lambda: with_services(old, ours, mixed))
+    assert found == by_all
+    if isinstance(found, Config):
+        same = [s for s in found.services if ours.get(s.name) == mixed[s.name]]
+        assert all(any(one is known for known in before) for one in same)
 
 
 @some

@@ -37,7 +37,7 @@ class Parts:
         self.config = Config(NAME, "eth0", services=(), state_dir=folder)
         self.core = mock.MagicMock(config=self.config)
         self.core.tasks.return_value = {}
-        self.control, self.locks = mock.MagicMock(), mock.MagicMock()
+        self.control, self.locks = mock.MagicMock(fleet=None), mock.MagicMock()
         self.control.keep_saved = self.control.discovery.run = forever
         self.control.reverting.run = forever
         self.control.reload = mock.AsyncMock()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from deploy.grafana.boards.common import DROPPED, SERVICE_STATES
+from deploy.grafana.boards.common import DROPPED, SERVICE_STATES, UNWANTED, WANTED, WRONG
 from deploy.grafana.panels import FAIR, Column, Dashboard, Row, gauges, graph, stat, table, timeline
 from deploy.grafana.queries import (
     NODE,
     SERVICE,
     Query,
     above_zero,
+    least,
     most,
     quantiles,
     rate,
@@ -25,6 +26,12 @@ _ALERT = {
 }
 
 _FIRING = 'ALERTS{alertname=~"Steelyard.*", alertstate="firing"}'
+
+# Adds the names of the fleet and of the balancer in it to the version that it runs.
+_FLEET_VERSION = Query(
+    "max by (fleet, node, instance) (steelyard_fleet_version * on (instance)"
+    " group_left (fleet, node) steelyard_fleet_info)"
+)
 
 _NOT_UP = 'steelyard_service_backends{state=~"down|ejected|unreachable"}'
 
@@ -163,6 +170,31 @@ OVERVIEW = Dashboard(
                         "steelyard_flow_table_used_slots / steelyard_flow_table_slots",
                         "{{instance}}",
                     ),
+                ),
+            ),
+        ),
+        Row(
+            "Fleet",
+            (
+                graph(
+                    "Versions that run",
+                    "none",
+                    most("steelyard_fleet_version", NODE),
+                    about="Of the services that all balancers of a fleet share. While a version is "
+                    "being tried, some run a newer one than the others.",
+                ),
+                table(
+                    "Balancers of fleets",
+                    {"fleet": "Fleet", "node": "Name", "instance": "Balancer"},
+                    Column("Runs version", "none", _FLEET_VERSION),
+                    Column("Should run", "none", most("steelyard_fleet_wanted_version", NODE)),
+                    Column(
+                        "The store answers", "none", least("steelyard_fleet_store_up", NODE), WANTED
+                    ),
+                    Column("Frozen", "none", most("steelyard_fleet_frozen", NODE), UNWANTED),
+                    Column("Refuses it", "none", most("steelyard_fleet_refused", NODE), WRONG),
+                    about="`lbctl status` on a balancer says why it does not follow its fleet.",
+                    width=16,
                 ),
             ),
         ),

@@ -10,7 +10,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.api import discoveryviews, failoverviews, guardviews, scaleviews, trace, views
+from agent.api import (
+    discoveryviews,
+    failoverviews,
+    fleetviews,
+    guardviews,
+    scaleviews,
+    trace,
+    views,
+)
 from agent.api.server import ApiServer
 from agent.auditlog import AuditLog
 from agent.config.edit import apply_edits
@@ -18,10 +26,14 @@ from agent.config.load import parse
 from agent.config.origins import origins
 from agent.config.plan import plan
 from agent.config.versions import Version
+from agent.fleet.overview import Overview
+from agent.fleet.reports import Difference, Report
+from agent.fleet.versions import Active, Ended, FleetVersion, Rollout
 from agent.logs import LogLevel
 from agent.model import BackendState, Health, HealthStatus, NextHop, Protocol, ServiceState
 from agent.state.causes import Troubles
 from agent.state.events import Lost
+from agent.state.fleetview import FleetStatus
 from agent.state.guardview import Blocked, Verdicts
 from agent.state.journal import Entry, newest, tally
 from agent.state.matrix import Matrix, MatrixCell
@@ -234,6 +246,7 @@ class FakeControl:
         self.followers = []
         self.found = ()
         self.pending = ()
+        self.fleet = FakeFleet()
 
     def _called(self, *what):
         self.asked.append(what)
@@ -299,9 +312,9 @@ class FakeControl:
     def unsaved(self):
         return self.problem_of_saving
 
-    async def edit(self, *edits, dry_run=False, confirmed=False, for_s=None, author):
+    async def edit(self, *edits, dry_run=False, confirmed=False, for_s=None, trial=None, author):
         self.authors.append(author)
-        self.for_s = for_s
+        self.for_s, self.trial = for_s, trial
         self._called("edit", *edits, dry_run)
         changed = apply_edits(self.running, edits)
         changes = plan(self.running, changed)
@@ -312,6 +325,15 @@ class FakeControl:
     async def rollback(self, number, service, dry_run, *, confirmed=False, author):
         self.authors.append(author)
         self._called("rollback", number, service, dry_run, confirmed)
+        return plan(self.running, self.file)
+
+    def in_fleet(self):
+        self._called("in_fleet")
+        return self.fleet
+
+    async def fleet_rollback(self, number, service, dry_run, *, confirmed=False, author):
+        self.authors.append(author)
+        self._called("fleet_rollback", number, service, dry_run, confirmed)
         return plan(self.running, self.file)
 
     async def versions(self):
@@ -382,6 +404,64 @@ class FakeControl:
             scheduler="least-load",
             depends_on="load",
         )
+
+
+FLEET = FleetStatus("prod", "lb1", 11, NOW - 60, 11, 11, 12, ("lb3",), None, None, "", None)
+ACTIVE = Active(
+    11, 12, 0, Rollout(12, ("lb3",), NOW - 5, 60.0), Ended(9, "aborted", "bad", "anna", NOW - 99)
+)
+REPORTS = {
+    node: Report(
+        node, "id", "0.1.0", NOW - 1, "master", version, NOW - 5, services="ab", rings="cd"
+    )
+    for node, version in (("lb1", 11), ("lb3", 12))
+}
+FLEET_VERSION = FleetVersion(
+    11, 10, NOW - 60, "lb1", "edit", "anna", "why", ("change backend chat/gpu-1",), 3
+)
+
+
+class FakeFleet:
+    """A balancer's part in a fleet of two, of which one tries a version."""
+
+    def __init__(self):
+        self.active = ACTIVE
+        self.asked = []
+        self.different = (Difference("chat", "other settings or backends"),)
+        self.shown = Overview(FLEET, ACTIVE, REPORTS, frozenset({"lb3"}))
+
+    async def overview(self):
+        return self.shown
+
+    async def history(self, most):
+        self.asked.append(("history", most))
+        return (FLEET_VERSION,)
+
+    async def version(self, number):
+        self.asked.append(("version", number))
+        return FLEET_VERSION, {"chat": {"name": "chat", "vip": "10.0.0.10", "port": 80}}
+
+    async def diff(self, old, new):
+        self.asked.append(("diff", old, new))
+        return ()
+
+    async def compare(self, one, other):
+        self.asked.append(("compare", one, other))
+        return self.different
+
+    async def import_services(self, author):
+        self.asked.append(("import", author))
+        return 12
+
+    async def end_rollout(self, *, promote, author):
+        self.asked.append(("promote" if promote else "abort", author))
+        return ACTIVE
+
+    async def freeze(self, author):
+        self.asked.append(("freeze", author))
+
+    async def thaw(self):
+        self.asked.append(("thaw",))
 
 
 class FakeFollower:
@@ -490,6 +570,10 @@ VIEWS = (
     (failoverviews, "summary", "FailoverSummary"),
     (failoverviews, "router", "Router"),
     (discoveryviews, "sources", "Sources"),
+    (fleetviews, "overview", "FleetOverview"),
+    (fleetviews, "history", "FleetHistory"),
+    (fleetviews, "version", "WholeFleetVersion"),
+    (fleetviews, "compared", "FleetComparison"),
     (trace, "event", "TraceEvent"),
     (trace, "lost", "TraceLost"),
 )

@@ -31,6 +31,11 @@ KNOWN = Roles(
 )
 ROUTE = {route.name: route for route in ROUTES}
 READS = {
+    "fleet",
+    "fleetHistory",
+    "fleetVersion",
+    "fleetDiff",
+    "fleetCompare",
     "status", "list", "services", "service", "serviceOrigins", "scales", "scale", "config", "flows",
     "explain", "events", "history", "historyDiff", "reverts", "discovery", "guard", "guardTest",
     "guardTop", "failover", "whoami", "audit", "metrics", "healthz", "openapi",
@@ -81,6 +86,8 @@ def test_routes_that_need_no_more_than_a_viewer_are_these():
         "edit",
         "rollback",
         "reload",
+        "fleetRollback",
+        "fleetOrder",
     }
     assert all(route.role is not Role.VIEWER for route in ROUTES if route.method == "POST")
 
@@ -106,6 +113,10 @@ REMOVE = {"op": "backend.remove", "service": "chat", "backend": "gpu-1"}
         ("edit", REMOVE | {"dry_run": False}, Role.ADMIN),
         ("rollback", {"version": 1}, Role.ADMIN),
         ("rollback", {"version": 1, "dry_run": True}, Role.VIEWER),
+        ("fleetRollback", {"version": 1}, Role.ADMIN),
+        ("fleetRollback", {"version": 1, "dry_run": True}, Role.VIEWER),
+        ("fleetOrder", {}, Role.ADMIN),
+        ("edit", WEIGHT | {"canary": {"nodes": ["lb3"]}}, Role.OPERATOR),
         ("reload", {}, Role.ADMIN),
         ("reload", {"dry_run": True}, Role.ADMIN),
         ("failoverMove", {}, Role.OPERATOR),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.api.sentences import event_text, host_problems, problems
+from agent.api.sentences import event_text, host_problems, membership, problems
 
 QUIET: dict[str, Any] = {
     "agent": {"config_problem": "", "reconcile_problem": "", "unsaved_problem": ""},
@@ -22,7 +22,24 @@ QUIET: dict[str, Any] = {
 }
 
 
+FLEET: dict[str, Any] = {
+    "name": "prod",
+    "node": "lb1",
+    "version": 12,
+    "since": "2026-01-02T03:04:05.000Z",
+    "wanted_version": 12,
+    "stable_version": 12,
+    "newest_version": 12,
+    "trying": [],
+    "frozen": None,
+    "refused_version": None,
+    "problem": "",
+    "store_away_s": None,
+}
+
+
 def test_nothing_is_wrong() -> None:
+    assert problems(QUIET | {"fleet": FLEET}) == problems(QUIET | {"fleet": None}) == []
     assert (problems(QUIET), host_problems(QUIET)) == ([], [])
 
 
@@ -77,3 +94,46 @@ def test_an_event_says_what_why_and_by_whom() -> None:
         "effect": "it gets more", "by": "root", "message": "faster now", "version": 7}}  # fmt: skip
     text = "change: weight 1 → 2; it gets more (version=7), by root: “faster now”"
     assert event_text(event) == text
+
+
+def test_a_balancer_that_does_not_follow_its_fleet_is_a_problem() -> None:
+    away = "the fleet's store is away: no answer; version 12 stays"
+    assert problems(QUIET | {"fleet": FLEET | {"problem": away}}) == [away]
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "has run version 12, the stable one, since noon"),
+        (
+            {"wanted_version": 13, "stable_version": 13, "newest_version": 13},
+            "has run version 12 since noon; version 13 is wanted",
+        ),
+        (
+            {"wanted_version": 12, "stable_version": 11, "trying": ["lb1"]},
+            "has run version 12, which is being tried, since noon",
+        ),
+        (
+            {"newest_version": 13, "trying": ["lb2", "lb3"]},
+            "has run version 12, the stable one, since noon; version 13 is being tried on lb2, lb3",
+        ),
+        (
+            {"store_away_s": 61.0},
+            "has run version 12, the stable one, since noon; the store has not answered for 1m01s",
+        ),
+        (
+            {"version": 0, "wanted_version": None, "stable_version": None, "newest_version": None},
+            "runs the services of its own file; the store has no version of this fleet",
+        ),
+        (
+            {"version": 0, "wanted_version": None, "stable_version": None, "store_away_s": 3.0},
+            "runs the services of its own file; the store has not answered for 3s",
+        ),
+        (
+            {"wanted_version": 14, "stable_version": 14, "frozen": "a repair (root)"},
+            "has run version 12 since noon; version 14 is wanted; frozen: a repair (root)",
+        ),
+    ],
+)
+def test_what_a_balancer_runs_of_its_fleet_is_one_line(changed: dict[str, Any], text: str) -> None:
+    assert membership(FLEET | changed, "noon") == f"prod: lb1 {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.api import views
 from agent.config.load import parse
 from agent.page.views import overview
 from agent.state.causes import Troubles
+from agent.state.fleetview import FleetStatus
 from agent.state.journal import tally
 from agent.state.matrix import Matrix, MatrixCell
 from agent.state.snapshot import Handshakes, Page, RecentTimes, ServiceRow
@@ -114,6 +116,42 @@ def _near(a: str, b: str) -> bool:
     return units[0] == units[1] and abs(numbers[0] - numbers[1]) <= 1
 
 
+FLEET: dict[str, Any] = {
+    "name": "prod", "node": "lb1", "version": 12, "wanted_version": 12, "stable_version": 12,
+    "frozen": None, "store_away_s": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "version 12 "),
+        ({"stable_version": 11}, "version 12, being tried "),
+        ({"wanted_version": 13, "stable_version": 13}, "version 12, 13 is wanted "),
+        ({"frozen": "by root", "wanted_version": 13}, "version 12, frozen, 13 is wanted "),
+        ({"store_away_s": 3.0}, "version 12, store away "),
+        ({"version": 0, "wanted_version": None, "stable_version": None}, "own services "),
+    ],
+)
+def test_the_head_says_which_version_of_the_fleet_runs(
+    script: Script, changed: dict[str, Any], text: str
+):
+    body = told()
+    assert "fleet" not in words(script.view("headView", body))
+    body["status"]["fleet"] = FLEET | changed
+    assert f"fleet prod {text}services" in words(script.view("headView", body))
+
+
+def test_a_balancer_that_does_not_follow_its_fleet_needs_you(script: Script):
+    snapshot = make_snapshot(parse(CONFIG, "agent.yaml"))
+    problem = "the fleet's store is away: no answer; version 12 stays"
+    fleet = FleetStatus("prod", "lb1", 12, NOW, None, None, None, (), None, None, problem, NOW)
+    page = Page(NOW, (), (), 0, 0)
+    body = overview(replace(snapshot, fleet=fleet), Troubles(), tally((), 0.0), page,
+                    Matrix((), (), ()), ())  # fmt: skip
+    assert problem in words(script.view("needsView", body))
+
+
 def test_services_have_their_figures(script: Script):
     text = words(script.view("servicesView", told(), "", "", False))
     figures = "1/2 1/s 1/s of 2/s 8 8.2kB 12ms 250ms"
@@ -190,6 +228,7 @@ def test_endpoints_are_taken_apart(script: Script, text: str, found: dict[str, s
 def test_what_the_agent_tells_is_text_and_never_markup(script: Script, evil: str):
     clean, dirty = told(), told(evil, reason=evil)
     clean["problems"], dirty["problems"] = ["x"], [evil]
+    clean["status"]["fleet"], dirty["status"]["fleet"] = FLEET, FLEET | {"name": evil}
     for event in dirty["events"]:
         event |= {"about": evil, "text": evil}
     names = ("needsView", "mapView", "eventsView", "headView", "servicesView")

@@ -1,0 +1,1 @@
+"""Runs the services of a fleet: numbered versions in a store that all its balancers share."""

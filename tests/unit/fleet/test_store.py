@@ -1,0 +1,194 @@
+"""A fleet's keys in its store: versions by compare-and-swap, history, trimming, reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from agent.errors import NotFoundError, OvertakenError, StoreError, UncertainError
+from agent.fleet.reports import NODES, PARTS, Part, Report, write_parts, write_report
+from agent.fleet.store import FleetStore, Known, Order
+from agent.fleet.versions import ACTIVE, LOG, SNAPSHOTS, Trial, log_key
+from tests.unit.fleet.conftest import FLEET, runs
+from tests.unit.fleet.memory import Memory
+
+PREFIX = "/steelyard/prod/"
+
+
+def services(weight: int, *names: str) -> dict[str, Mapping[str, object]]:
+    return {name: {"name": name, "weight": weight} for name in names or ("chat", "embed")}
+
+
+def order(weight: int, **more: object) -> Order:
+    made = {
+        "after": services(weight),
+        "at": 1.0,
+        "node": "lb1",
+        "how": "edit",
+        "who": "anna",
+        "message": "",
+        "changes": (f"weight {weight}",),
+    }
+    return Order(**{**made, **more})  # type: ignore[arg-type]
+
+
+async def add(store: FleetStore, *weights: int) -> Known:
+    known = await store.read()
+    for weight in weights:
+        known, _ = await store.add(known, order(weight))
+    return known
+
+
+@runs
+async def test_a_fleet_begins_with_nothing_and_then_has_what_was_written(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    empty = await store.read()
+    assert not empty.exists
+    assert empty.log.documents(empty.active.stable) == {}
+    await add(store, 1, 2)
+    known = await FleetStore(FLEET).read()
+    assert known.exists
+    assert (known.active.stable, known.active.newest) == (2, 2)
+    assert known.log.documents(1) == services(1)
+    assert known.log.documents(2) == services(2)
+
+
+@runs
+async def test_of_two_who_change_the_same_version_one_is_overtaken(memory: Memory) -> None:
+    one, other = FleetStore(FLEET), FleetStore(FLEET)
+    await add(one, 1)
+    ours, theirs = await one.read(), await other.read()
+    await one.add(ours, order(2))
+    with pytest.raises(OvertakenError):
+        await other.add(theirs, order(3))
+    known = await other.read()
+    assert known.log.documents(known.active.stable) == services(2)
+    await other.add(known, order(3))
+    assert (await one.read()).active.stable == 3
+
+
+@runs
+async def test_a_change_whose_answer_got_lost_is_found_and_not_made_twice(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    known = await add(store, 1)
+    memory.loses = 1
+    known, entry = await store.add(known, order(2))
+    assert entry.number == 2
+    assert (await store.read()).active == known.active
+    # It may have been another balancer's.
+    known = await store.read()
+    await FleetStore(FLEET).add(await store.read(), order(8))
+    memory.loses = 1
+    with pytest.raises(OvertakenError):
+        await store.add(known, order(9))
+
+
+@runs
+async def test_a_change_that_may_still_come_is_said_to_be_uncertain(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FleetStore(FLEET)
+    known = await add(store, 1)
+
+    async def lost(*_: object, **__: object) -> int | None:
+        raise UncertainError("no answer", where="e1", remedy="")
+
+    monkeypatch.setattr(store.client, "commit", lost)
+    with pytest.raises(UncertainError, match="lbctl fleet history"):
+        await store.add(known, order(2))
+    with pytest.raises(OvertakenError):  # "active" is there, and another one's
+        await store.set_active(known, known.active.with_version(2, None))
+
+
+@runs
+async def test_a_version_that_some_try_is_not_the_stable_one(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    known = await add(store, 1)
+    known, _ = await store.add(known, order(2, trial=Trial(("lb3",), 60.0)))
+    assert (known.active.of("lb1"), known.active.of("lb3")) == (1, 2)
+    known = await store.set_active(known, known.active.aborted("bad", "anna", 2.0))
+    known, entry = await store.add(known, order(3))
+    assert (entry.number, entry.base) == (3, 1)
+    again = await FleetStore(FLEET).read()
+    assert again.active == known.active
+    assert again.log.documents(3) == services(3)
+
+
+@runs
+async def test_who_follows_sees_each_version_and_what_is_active(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    known = await add(store, 1)
+    changes = FleetStore(FLEET).follow(await store.read())
+    known, _ = await store.add(known, order(2))
+    await store.add(known, order(3))
+    stables = [(await anext(changes)).active.stable for _ in range(2)]
+    assert stables == [2, 3]
+    await changes.aclose()
+
+
+@runs
+async def test_old_versions_are_removed_behind_a_snapshot_and_the_rest_can_be_read(
+    memory: Memory,
+) -> None:
+    store = FleetStore(FLEET)  # it keeps 64 versions
+    await add(store, *range(1, 200))
+    kept = sorted(key for key in memory.rows if key.startswith(PREFIX + LOG))
+    whole = sorted(key for key in memory.rows if key.startswith(PREFIX + SNAPSHOTS))
+    assert [int(key[-12:]) for key in whole] == [128, 192]
+    assert kept[0] == PREFIX + log_key(128)
+    known = await FleetStore(FLEET).read()
+    assert known.log.documents(199) == services(199)
+    for number in (128, 150, 191, 192, 199):
+        entry, found = await store.version(number)
+        assert (entry.number, found) == (number, services(number))
+    for number in (127, 200):
+        with pytest.raises(NotFoundError, match=f"no version {number}"):
+            await store.version(number)
+    newest = await store.history(3)
+    assert [entry.number for entry in newest] == [199, 198, 197]
+
+
+@runs
+async def test_a_number_is_at_least_what_is_asked_for(memory: Memory) -> None:
+    """The store has lost its content, and the balancer runs version 40."""
+    store = FleetStore(FLEET)
+    known, entry = await store.add(await store.read(), order(1, number=41))
+    assert (entry.number, entry.base, known.active.newest) == (41, 0, 41)
+    assert (await FleetStore(FLEET).read()).log.documents(41) == services(1)
+
+
+@runs
+async def test_what_others_write_below_the_prefix_is_refused(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    await add(store, 1)
+    memory.write({PREFIX + LOG + "000000000009": b"garbage"})
+    with pytest.raises(StoreError, match="who else writes below the fleet's prefix"):
+        await store.read()
+
+
+@runs
+async def test_reports_are_those_that_can_be_read(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    report = Report("lb2", "id", "1", 1.0, "alone", 1, 0.5)
+    memory.write({PREFIX + NODES + "lb2": write_report(report), PREFIX + NODES + "lb3": b"?"})
+    assert await store.reports() == {"lb2": report}
+    assert await store.report_of("lb2") == report
+    assert await store.report_of("lb9") is None
+    memory.write({PREFIX + PARTS + "lb2": write_parts({"chat": Part("a", "b", "c")})})
+    assert await store.parts(["lb2"]) == {"lb2": {"chat": Part("a", "b", "c")}}
+    with pytest.raises(NotFoundError, match="no balancer lb9 reports"):
+        await store.parts(["lb2", "lb9"])
+
+
+@runs
+async def test_nothing_is_removed_that_is_active(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    await add(store, 1)
+    changes = store.follow(await store.read())
+    memory.write({PREFIX + ACTIVE: None})  # somebody deletes it
+    memory.write({PREFIX + LOG + "x": None})
+    known = await asyncio.wait_for(anext(changes), 5)
+    assert known.active.stable == 1
+    await changes.aclose()
