@@ -75,6 +75,10 @@ class OvertakenError(StoreError):
     """Another balancer has changed the fleet first; nothing was changed here."""
 
 
+class UnreadableError(StoreError):
+    """A key of the fleet holds something that this release cannot read; the store answers."""
+
+
 class UncertainError(StoreError):
     """A change was sent to the store, and it is not known whether it was written."""
 

@@ -23,6 +23,7 @@ from agent.errors import (
     OvertakenError,
     SteelyardError,
     StoreError,
+    UnreadableError,
 )
 from agent.fleet import saved as disk
 from agent.fleet.reports import (
@@ -103,7 +104,8 @@ class Member:
         self._refused: tuple[int, str] | None = None
         self._away = "the store was not reached yet"
         self._away_since: float | None = time.time()
-        self._namesake = ""
+        self._unreadable: UnreadableError | None = None
+        self._namesake_at: float | None = None  # when another's report was found under our name
         self._unsaved = ""
         self._rollout_since: tuple[int, float] = 0, 0.0  # a version, and when it was seen first
         self._window = _Window()
@@ -136,8 +138,13 @@ class Member:
         if self._away:
             what = f"version {self.version} stays" if self.version else "its own services stay"
             return f"the fleet's store cannot be used: {self._away}; {what}"
-        if self._namesake:
-            return self._namesake
+        if self._unreadable is not None:
+            return self._unreadable_words()
+        if self._namesake_at is not None:
+            return (
+                f"another balancer of the fleet is called {self.node}, too: give each its own "
+                "`fleet.node`"
+            )
         if self._unsaved:
             return self._unsaved
         known = self._known
@@ -149,6 +156,13 @@ class Member:
             number, why = self._refused
             return f"version {number} of the fleet is refused here, {self.version} stays: {why}"
         return ""
+
+    def _unreadable_words(self) -> str:
+        error = self._unreadable
+        if error is None:
+            return ""
+        stays = f"version {self.version} stays" if self.version else "its own services stay"
+        return f"{error.where}: {error.message} ({error.remedy}); {stays}"
 
     def _lost(self, known: Known) -> str:
         """Return why the store's content is not believed; empty: it is."""
@@ -172,6 +186,7 @@ class Member:
                 remedy="repair it; in an emergency, `lbctl fleet freeze` makes changes here alone "
                 "possible",
             )
+        self._check_readable()
         if lost := self._lost(known):
             raise ConflictError(lost, where=f"fleet {self.fleet.name}", remedy="see the message")
         if known.active.rollout is not None:
@@ -248,7 +263,15 @@ class Member:
                 where=f"fleet {self.fleet.name}",
                 remedy="repair it, and try again",
             )
+        self._check_readable()
         return self._known
+
+    def _check_readable(self) -> None:
+        """Raise StoreError if what is known may be old, because a key cannot be read."""
+        if (error := self._unreadable) is not None:
+            raise StoreError(
+                f"{error.message}; nothing was changed", where=error.where, remedy=error.remedy
+            )
 
     # -- changes
 
@@ -295,15 +318,7 @@ class Member:
             log.warning("this balancer takes no versions of its fleet", at=self.version, why=why)
             return
         log.info("this balancer follows its fleet again", at=self.version)
-        await self.run_wanted(again=self._is_changed())
-
-    def _is_changed(self) -> bool:
-        """Return whether what runs is not the version that it began as."""
-        known = self._known
-        if known is None or not known.exists:
-            return False
-        documents = known.log.documents(self.version)
-        return documents is None or documents != self.services
+        await self.run_wanted()
 
     async def _save(self) -> None:
         name = self.fleet.name or ""
@@ -337,6 +352,8 @@ class Member:
                 await self._follow_once()
             except (CompactedError, _SilentError):
                 pause_s = AGAIN_S  # everything is read again
+            except UnreadableError as error:
+                self._misread(error)
             except StoreError as error:
                 self._lose(error)
             except Exception:  # the task's root: a defect here must not end the agent
@@ -348,9 +365,13 @@ class Member:
 
     async def _follow_once(self) -> None:
         """Read everything, and follow the changes until the store fails."""
+        before = self._known
         known = await self.store.read()
         self._find()
-        await self._learn(known)
+        self._unreadable = None
+        # Unless something was learned meanwhile, this is what counts, even if it is older: the
+        # store may have been lost and written anew.
+        await self._learn(known, is_whole=self._known is before)
         await self.run_wanted()
         work = (self._watch(known), self._look_beside(), self._keep_running())
         tasks = [asyncio.create_task(each) for each in work]
@@ -418,14 +439,23 @@ class Member:
         what = f"{error.where}: {error.message}" if error.where else error.message
         self._away = f"{what} ({error.remedy})" if error.remedy else what
 
+    def _misread(self, error: UnreadableError) -> None:
+        self._find()
+        if self._unreadable is None or str(self._unreadable) != str(error):
+            log.error("the fleet's versions cannot be read; what runs stays", problem=str(error))
+        self._unreadable = error
+
     def _find(self) -> None:
         if self._away:
             log.info("the fleet's store can be used", fleet=self.fleet.name)
         self._away, self._away_since = "", None
 
-    async def _learn(self, known: Known) -> None:
-        """Take over what is known of the store, unless something newer is known already."""
-        if known.revision < self._revision() and known.exists:
+    async def _learn(self, known: Known, *, is_whole: bool = False) -> None:
+        """Take over what is known of the store, unless something newer is known already.
+
+        ``is_whole``: it was read after all that is known.
+        """
+        if known.revision < self._revision() and known.exists and not is_whole:
             return
         async with self._news:
             self._known = known
@@ -436,21 +466,22 @@ class Member:
         if number != self._rollout_since[0]:
             self._rollout_since = number, time.monotonic()
 
-    async def run_wanted(self, *, again: bool = False) -> None:
-        """Run the version that is active here, unless it runs already and not ``again``."""
+    async def run_wanted(self) -> None:
+        """Run the version that is active here, unless it runs already, and unchanged."""
         async with self._taking:
             known = self._known
             if known is None or not known.exists or self.frozen is not None:
                 return
             number = known.active.of(self.node)
-            is_refused = self._refused is not None and self._refused[0] == number
-            if not number or self._lost(known) or is_refused:
-                return
-            if number == self.version and not again:
+            if self._refused is not None and self._refused[0] != number:
+                self._refused = None  # nobody asks for that version any more
+            if not number or self._lost(known) or self._refused is not None:
                 return
             documents = known.log.documents(number)
             if documents is None:
                 return  # its key comes with the next change of the watch
+            if number == self.version and documents == self.services:
+                return  # what was changed here alone while it was frozen is undone
             try:
                 await self._take(number, documents, known.log.entry(number))
             except SteelyardError as error:
@@ -474,12 +505,13 @@ class Member:
                 figures = await self._figures()
                 report = self._made(figures)
                 if not lease:
-                    await self._look_for_namesake()
                     lease, parts = await self.store.client.grant(round(self.fleet.lease_s)), None
                     reported_at = 0.0
                 due = time.monotonic() - reported_at > self.fleet.lease_s / KEEP_ALIVES
                 if due:
                     await self.store.client.keep_alive(lease)
+                if due and reported_at:
+                    await self._look_for_namesake()
                 if due or _is_news(last, report) or self._rollout_since[0]:
                     await self.store.client.put(NODES + self.node, write_report(report), lease)
                     last, reported_at = report, time.monotonic()
@@ -498,7 +530,7 @@ class Member:
     def _made(self, figures: Figures) -> Report:
         now = time.time()
         self._window.add(time.monotonic(), figures.work)
-        problem = figures.problem or self._unsaved
+        problem = figures.problem or self._unsaved or self._unreadable_words()
         work, before = self._window.work, self._window.before
         return Report(
             self.node,
@@ -519,22 +551,21 @@ class Member:
         )
 
     async def _look_for_namesake(self) -> None:
-        """See whether another balancer reports under this one's name."""
-        other = await self.store.report_of(self.node)
-        is_other = other is not None and other.ident != self._ident
-        # What this balancer reported before it was started anew ends with its lease.
-        if is_other:
-            await asyncio.sleep(self.fleet.lease_s / KEEP_ALIVES + self.fleet.report_s)
-            again = await self.store.report_of(self.node)
-            is_other = again is not None and other is not None and again.at != other.at
-        self._namesake = (
-            f"another balancer of the fleet is called {self.node}, too: give each its own "
-            "`fleet.node`"
-            if is_other
-            else ""
-        )
-        if is_other:
-            log.error("two balancers of the fleet have one name", node=self.node)
+        """See whether another balancer has reported under this one's name since our last report.
+
+        Two with one name overwrite each other's reports, so each finds the other's now and then.
+        """
+        now = time.monotonic()
+        try:
+            found = await self.store.report_of(self.node)
+        except UnreadableError:
+            return  # ours takes its place
+        if found is not None and found.ident != self._ident:
+            if self._namesake_at is None:
+                log.error("two balancers of the fleet have one name", node=self.node)
+            self._namesake_at = now
+        elif self._namesake_at is not None and now - self._namesake_at > self.fleet.lease_s:
+            self._namesake_at = None
 
     async def _judge(self) -> None:
         """Promote or give up the rollout if it is time for that."""

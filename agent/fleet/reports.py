@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from agent.errors import StoreError
+from agent.errors import UnreadableError
 
 NODES, PARTS = "nodes/", "parts/"
 MOST_BYTES = 1 << 20  # of a report
@@ -118,7 +118,7 @@ def write_report(report: Report) -> bytes:
 
 
 def read_report(node: str, value: bytes) -> Report:
-    """Return the report of a balancer. Raises StoreError if it cannot be read."""
+    """Return the report of a balancer. Raises UnreadableError if it cannot be read."""
     match _json(node, value):
         case {
             "ident": str(ident),
@@ -162,7 +162,7 @@ def write_parts(parts: Mapping[str, Part]) -> bytes:
 
 
 def read_parts(node: str, value: bytes) -> dict[str, Part]:
-    """Return the digests of a balancer's services. Raises StoreError if they cannot be read."""
+    """Return the digests of a balancer's services. Raises UnreadableError if they are none."""
     found = {}
     for name, digests in _json(node, value).items():
         match digests:
@@ -260,8 +260,8 @@ def _json(node: str, value: bytes) -> Mapping[str, object]:
     return document
 
 
-def _unreadable(node: str, why: str) -> StoreError:
-    return StoreError(
+def _unreadable(node: str, why: str) -> UnreadableError:
+    return UnreadableError(
         f"what it reports cannot be read: {why}",
         where=f"balancer {node}",
         remedy="see which release it runs, and who else writes below the fleet's prefix",

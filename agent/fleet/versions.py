@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.config.versions import MAX_CHANGES
-from agent.errors import StoreError
+from agent.errors import StoreError, UnreadableError
 
 FORMAT = 1
 SNAPSHOT_EVERY = 64  # versions
@@ -394,7 +394,7 @@ def _read_json(key: str, text: bytes) -> Document:
         raise _foreign(key, "it is not an object of JSON")
     made = document.get("format")
     if made != FORMAT:
-        raise StoreError(
+        raise UnreadableError(
             f"it has format {made!r}, and this release reads format {FORMAT}",
             where=f"the fleet's key {key}",
             remedy="a newer release has written it: upgrade this balancer too",
@@ -402,8 +402,8 @@ def _read_json(key: str, text: bytes) -> Document:
     return document
 
 
-def _foreign(key: str, why: str) -> StoreError:
-    return StoreError(
+def _foreign(key: str, why: str) -> UnreadableError:
+    return UnreadableError(
         f"this is not what the balancers of a fleet write: {why}",
         where=f"the fleet's key {key}",
         remedy="see who else writes below the fleet's prefix: each fleet has a name of its own",

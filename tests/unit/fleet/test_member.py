@@ -203,6 +203,25 @@ async def test_an_older_store_is_not_believed_either(memory: Memory, tmp_path: P
 
 
 @runs
+async def test_a_store_that_was_written_anew_counts_though_its_revisions_are_lower(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """This balancer has not seen it empty."""
+    await begin(1, 2)
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.at(2)
+    memory.rows.clear()
+    memory.log.clear()
+    memory.revision = 1
+    store = FleetStore(FLEET)
+    await store.add(await store.read(), order(7, number=3))
+    async with works(one):
+        await one.at(3)
+    assert one.member.services == services(7)
+
+
+@runs
 async def test_a_version_that_is_refused_is_tried_again(memory: Memory, tmp_path: Path) -> None:
     store, known = await begin(1)
     why = "there is no zone east"
@@ -290,6 +309,18 @@ async def test_thawing_undoes_a_change_made_here_alone(memory: Memory, tmp_path:
 
 
 @runs
+async def test_thawing_undoes_it_also_before_the_store_is_reached(
+    memory: Memory, tmp_path: Path
+) -> None:
+    await begin(1)
+    one = Balancer(tmp_path, saved=Saved(1, 5.0, services(44), "by anna"))
+    await one.member.freeze(None)
+    async with works(one):
+        await one.until(lambda: one.member.services == services(1))
+    assert one.ran == [1]
+
+
+@runs
 async def test_it_reports_under_a_lease_and_again_when_that_has_ended(
     memory: Memory, tmp_path: Path
 ) -> None:
@@ -310,24 +341,38 @@ async def test_it_reports_under_a_lease_and_again_when_that_has_ended(
 
 
 @runs
-async def test_a_balancer_with_the_same_name_is_noticed(memory: Memory, tmp_path: Path) -> None:
+async def test_two_balancers_with_one_name_both_notice_it(memory: Memory, tmp_path: Path) -> None:
     await begin(1)
     fleet = replace(FLEET, lease_s=0.3, report_s=0.02)
     one, other = Balancer(tmp_path / "a"), Balancer(tmp_path / "b")
     one.member.fleet = other.member.fleet = fleet
-    one.figures = FIGURES
     async with works(one):
         await one.until(lambda: PREFIX + NODES + "lb1" in memory.rows)
-
-        async def restless() -> None:
-            while True:
-                one.figures = replace(FIGURES, rings=str(asyncio.get_running_loop().time()))
-                await asyncio.sleep(0.01)
-
-        busy = asyncio.create_task(restless())
         async with works(other):
-            await other.until(lambda: "is called lb1, too" in other.member.problem())
-        busy.cancel()
+            for each in (one, other):
+                await each.until(lambda each=each: "is called lb1, too" in each.member.problem())
+        await one.until(lambda: not one.member.problem())  # the other one is gone
+
+
+@runs
+async def test_what_it_reported_before_it_was_started_anew_is_no_other_balancer(
+    memory: Memory, tmp_path: Path
+) -> None:
+    await begin(1)
+    row = PREFIX + NODES + "lb1"
+    async with works(before := Balancer(tmp_path)):
+        await before.until(lambda: row in memory.rows)
+    one = Balancer(tmp_path)
+    one.member.fleet = replace(FLEET, lease_s=0.1, report_s=0.02)
+    old, puts = memory.rows[row], set[int]()
+
+    def has_reported() -> bool:
+        assert "is called" not in one.member.problem()
+        puts.add(memory.rows[row][1])
+        return len(puts - {old[1]}) >= 3
+
+    async with works(one):
+        await one.until(has_reported)
 
 
 @runs
@@ -350,7 +395,10 @@ async def test_a_rollout_is_promoted_by_its_time(memory: Memory, tmp_path: Path)
 
 
 @runs
-async def test_a_rollout_is_given_up_when_it_is_refused(memory: Memory, tmp_path: Path) -> None:
+async def test_a_rollout_is_given_up_when_it_is_refused(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "REFUSED_AGAIN_S", 3600.0)  # nothing is refused afterwards
     store, known = await begin(1)
     one = Balancer(tmp_path, "lb1")
     three = Balancer(tmp_path, "lb3", refuses=lambda number: "no zone" if number == 2 else "")
@@ -383,6 +431,13 @@ async def test_what_a_newer_release_writes_is_refused_and_named(
         await one.until(lambda: "upgrade this balancer too" in one.member.problem())
         assert "versions/active" in one.member.problem()
         assert one.member.version == 1
+        assert one.member.status().away_since is None
+        with pytest.raises(StoreError, match="format 2"):
+            one.member.writable()
+        row = PREFIX + NODES + "lb1"
+        await one.until(
+            lambda: b"format 2" in memory.rows.get(row, (b"",))[0]
+        )  # the others see it, too
         memory.write({PREFIX + ACTIVE: b"garbage"})
         await one.until(lambda: "see who else writes below" in one.member.problem())
         assert one.member.version == 1
