@@ -100,6 +100,12 @@ class Cluster:
         """Return the members that do not run."""
         return tuple(set(range(len(self._hosts))) - self._processes.keys())
 
+    def clear(self) -> None:
+        """Kill all members and forget their data."""
+        self.kill()
+        for number in range(len(self._hosts)):
+            shutil.rmtree(self._folder / f"e{number}", ignore_errors=True)
+
     # -- what an administrator does
 
     def leader(self) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -44,25 +45,27 @@ class Counted:
     answers: int
 
 
+def table(path: Path, dtype: np.dtype[np.void]) -> Table:
+    """Return a shared table, opened only for reading."""
+    fd = libbpf.object_get(path)
+    try:
+        entries = libbpf.map_info(fd).max_entries
+        length = -(-entries * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return np.frombuffer(memory, dtype=dtype, count=entries)
+
+
 class Ledger:
     """The shared tables of an instance, opened only for reading."""
 
     def __init__(self, instance: str) -> None:
         self._pins = pins.pins_of(instance)
-        self._backends = self._array("backends", abi.BACKEND)
-        self._load = self._array("backend_load", abi.BACKEND_LOAD)
-        self._latency = self._array("backend_latency", abi.BACKEND_LATENCY)
-        self._count = self._array("backend_count", abi.BACKEND_COUNTERS)
-
-    def _array(self, name: str, dtype: np.dtype[np.void]) -> Table:
-        fd = libbpf.object_get(self._pins.table(name))
-        try:
-            entries = libbpf.map_info(fd).max_entries
-            length = -(-entries * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-            memory = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ)
-        finally:
-            os.close(fd)
-        return np.frombuffer(memory, dtype=dtype, count=entries)
+        self._backends = table(self._pins.table("backends"), abi.BACKEND)
+        self._load = table(self._pins.table("backend_load"), abi.BACKEND_LOAD)
+        self._latency = table(self._pins.table("backend_latency"), abi.BACKEND_LATENCY)
+        self._count = table(self._pins.table("backend_count"), abi.BACKEND_COUNTERS)
 
     def backend_of(self, vip: IPv4Address | IPv6Address, port: int) -> int:
         """The id of the only backend of a TCP service."""
