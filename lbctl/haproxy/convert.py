@@ -24,9 +24,7 @@ from lbctl.haproxy.values import UnfitError, name_of, seconds, unique, whole, wr
 FULLNAT = (
     "forward: fullnat, because HAProxy's servers answer to HAProxy: for them nothing changes. They "
     "see the balancer's address, and all answers pass it. `dsr` and `nat` show them the client's "
-    "address, and with `dsr` answers bypass the balancer; both need something done on the servers. "
-    "The host's own address, from which fullnat speaks to servers, cannot be a VIP: if HAProxy "
-    "listens on it, give clients another address"
+    "address, and with `dsr` answers bypass the balancer; both need something done on the servers"
 )
 _PASSED_ON = (
     "mode http: connections are passed on as they are: all requests of a connection go to one "
