@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock bench bench-peers bench-ai bench-failover bench-scale vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock bench bench-peers bench-ai bench-failover bench-scale bench-fleet vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -117,6 +117,9 @@ bench-failover: setup ## outages beside keepalived, 20 minutes, and 10 of every 
 
 bench-scale: setup ## what the agent costs with up to 10,000 backends, 10 minutes (root)
 	@$(PYTHON) -m bench.scale
+
+bench-fleet: setup ## how fast a change reaches 20 and 200 balancers, and faults of etcd, 8 minutes
+	@$(PYTHON) -m bench.fleet
 
 vagrant-up: setup ## a client, two balancers and three backends in virtual machines (vagrant/README.md)
 	@$(PYTHON) -m vagrant.smoke up

@@ -99,6 +99,7 @@ class Member:
         self.store = FleetStore(fleet, first)
         self._beside = FleetStore(fleet, first + 1)
         self._known: Known | None = None
+        self._overtaken_at = -1  # the revision that our last change began with, if it was too old
         self._news = asyncio.Condition()
         self._learned = asyncio.Event()  # since the wanted version was run last
         self._refused: tuple[int, str] | None = None
@@ -280,7 +281,11 @@ class Member:
 
         The caller runs it, and says so by ``took``.
         """
-        new, entry = await self.store.add(known, order)
+        try:
+            new, entry = await self.store.add(known, order)
+        except OvertakenError:
+            self._overtaken_at = known.revision
+            raise
         await self._learn(new)
         return entry.number
 
@@ -288,12 +293,17 @@ class Member:
         """Make another version active. Raises OvertakenError, or StoreError."""
         await self._learn(await self.store.set_active(known, new))
 
-    async def caught_up(self, timeout_s: float = 3.0) -> None:
-        """Wait until this balancer runs the version that it should, at most ``timeout_s``."""
+    async def caught_up(self, timeout_s: float = 5.0) -> None:
+        """Wait until this balancer runs the version that it should, at most ``timeout_s``.
+
+        If another balancer was faster, that includes to hear of its change.
+        """
 
         def is_there() -> bool:
             known = self._known
-            return known is not None and self.version == known.active.of(self.node)
+            if known is None or known.revision == self._overtaken_at:
+                return False
+            return self.version == known.active.of(self.node)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._news:

@@ -171,6 +171,22 @@ async def test_a_watch_that_says_nothing_is_left(memory: Memory, tmp_path: Path)
 
 
 @runs
+async def test_who_was_overtaken_waits_for_the_other_change(memory: Memory, tmp_path: Path) -> None:
+    """The watch may be late: without the wait, each new attempt would be overtaken as well."""
+    store, known = await begin(1)
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.at(1)
+        memory.silent = True
+        await store.add(known, order(2))
+        with pytest.raises(OvertakenError):
+            await one.member.publish(one.member.writable(), order(3))
+        await one.member.caught_up()
+        assert one.member.version == 2
+        assert await one.member.publish(one.member.writable(), order(3)) == 3
+
+
+@runs
 async def test_an_empty_store_is_not_believed_and_can_be_written_again(
     memory: Memory, tmp_path: Path
 ) -> None:
