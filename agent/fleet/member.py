@@ -346,7 +346,11 @@ class Member:
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that keep the balancer at its fleet's version, by name."""
-        return {"fleet": self._follow(), "fleet reports": self._report()}
+        return {
+            "fleet": self._follow(),
+            "fleet versions": self._keep_running(),
+            "fleet reports": self._report(),
+        }
 
     async def close(self) -> None:
         """Close the connections."""
@@ -382,8 +386,7 @@ class Member:
         # Unless something was learned meanwhile, this is what counts, even if it is older: the
         # store may have been lost and written anew.
         await self._learn(known, is_whole=self._known is before)
-        await self.run_wanted()
-        work = (self._watch(known), self._look_beside(), self._keep_running())
+        work = (self._watch(known), self._look_beside())
         tasks = [asyncio.create_task(each) for each in work]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -425,12 +428,16 @@ class Member:
     async def _keep_running(self) -> None:
         """Run what is active here, and try again what was refused, for ever.
 
-        It does not keep the watch from learning what comes next.
+        It does not keep the watch from learning what comes next, and is not broken off when that
+        ends: a version would be half taken.
         """
         refused_at = time.monotonic()
         while True:
             self._learned.clear()
-            await self.run_wanted()
+            try:
+                await self.run_wanted()
+            except Exception:  # the task's root: a defect here must not end the agent
+                log.exception("running the fleet's version broke; it is tried again")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFUSED_AGAIN_S):
                     await self._learned.wait()

@@ -285,6 +285,40 @@ async def test_a_version_that_is_on_its_way_is_waited_for(memory: Memory, tmp_pa
 
 
 @runs
+async def test_a_version_that_is_being_taken_is_taken_whole_whatever_the_store_does(
+    memory: Memory, tmp_path: Path
+) -> None:
+    store, known = await begin(1)
+    begun, go = asyncio.Event(), asyncio.Event()
+    one = Balancer(tmp_path)
+    take, broken = one.take, []
+
+    async def slowly(number: int, documents: Documents, version: FleetVersion | None) -> None:
+        if number == 2:
+            begun.set()
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                broken.append(number)
+                raise
+        await take(number, documents, version)
+
+    one.member._take = slowly
+    async with works(one):
+        await one.at(1)
+        await store.add(known, order(2))
+        await begun.wait()
+        memory.away = True
+        memory.write({})  # the watch notices it
+        await one.until(lambda: one.member.status().away_since is not None)
+        memory.away = False
+        await one.until(lambda: one.member.status().away_since is None)
+        assert broken == []
+        go.set()
+        await one.at(2)
+
+
+@runs
 async def test_a_frozen_balancer_stays_and_thawed_it_follows(
     memory: Memory, tmp_path: Path
 ) -> None:
