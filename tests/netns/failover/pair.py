@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests import described
 from tests.netns import peers
 from tests.netns.failover import crowd
 from tests.netns.failover.crowd import Crowd
-from tests.netns.failover.rush import TIMEOUT_S
+from tests.netns.failover.rush import BEGUN, TIMEOUT_S
 from tests.netns.site import Site, site, wait_until
 
 RUSH_PORT = 9200
@@ -178,12 +179,16 @@ class Pair:
         with tempfile.TemporaryFile("w+") as out:
             process = subprocess.Popen(command, stdout=out, env=environment)
             try:
+                # On a busy host it would be stopped before it knows what that means.
+                wait_until("the rush has begun", lambda: os.fstat(out.fileno()).st_size)
                 yield rushed
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(timeout=TIMEOUT_S + 30)
             out.seek(0)
-            for key, value in json.load(out).items():
+            begun, found = out.read().splitlines()
+            assert begun == BEGUN
+            for key, value in json.loads(found).items():
                 setattr(rushed, key, value)
 
     @contextlib.contextmanager

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 TIMEOUT_S = 120.0
+BEGUN = "begun"  # the first line of the output; the second says what became of all
 AT_ONCE_S = 0.19  # TCP asks again after 200 ms at the earliest
 MAX_OPEN = 15_000
 PORTS = range(1024, 65_536)
@@ -129,6 +130,7 @@ def main() -> None:
     targets = [target.rpartition(":")[::2] for target in options.targets]
     rush = Rush([(host.strip("[]"), int(port)) for host, port in targets], options.rate)
     signal.signal(signal.SIGTERM, lambda *_: setattr(rush, "leaving", True))
+    print(BEGUN, flush=True)  # from now on it may be asked to leave
     started_s = time.monotonic()
     rush.run()
     seconds = time.monotonic() - started_s
