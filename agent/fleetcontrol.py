@@ -110,6 +110,7 @@ class FleetControl:
         None: it does not run here, because other balancers try it first. Raises OvertakenError,
         ConflictError or StoreError; nothing is changed then.
         """
+        await self.member.reached()
         known = self.member.writable()
         if trial is not None:
             await self._check_trial(trial)

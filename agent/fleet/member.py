@@ -48,6 +48,7 @@ log = get_logger()
 POLL_S = 2.0  # on average, between looks at what is active beside the watch
 SILENT_S = 0.5  # a watch that is so much behind another member is given up
 AGAIN_S, MOST_AGAIN_S = 0.2, 5.0  # pauses after the store has failed: the first, the longest
+BRIEF_S = 6.0  # a change waits for so long after the store has failed; an election takes 1 to 2 s
 REFUSED_AGAIN_S = 15.0  # a version that was refused is tried again
 WINDOW_S = 60.0  # reports cover about this time
 KEEP_ALIVES = 3  # within the time of a lease
@@ -105,6 +106,7 @@ class Member:
         self._refused: tuple[int, str] | None = None
         self._away = "the store was not reached yet"
         self._away_since: float | None = time.time()
+        self._reached = asyncio.Event()  # the store answers
         self._unreadable: UnreadableError | None = None
         self._namesake_at: float | None = None  # when another's report was found under our name
         self._unsaved = ""
@@ -275,6 +277,15 @@ class Member:
             )
 
     # -- changes
+
+    async def reached(self) -> None:
+        """Wait for the store if it has failed just now, as it does while it elects a leader."""
+        if self._away_since is None or self._known is None:
+            return
+        left_s = self._away_since + BRIEF_S - time.time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left_s, BRIEF_S)):
+                await self._reached.wait()
 
     async def publish(self, known: Known, order: Order) -> int:
         """Write a new version, and return its number. Raises OvertakenError, or StoreError.
@@ -450,6 +461,7 @@ class Member:
         return 0 if self._known is None else self._known.revision
 
     def _lose(self, error: StoreError) -> None:
+        self._reached.clear()
         if not self._away:
             self._away_since = time.time()
             log.warning("the fleet's store cannot be used; what runs stays", problem=str(error))
@@ -466,6 +478,7 @@ class Member:
         if self._away:
             log.info("the fleet's store can be used", fleet=self.fleet.name)
         self._away, self._away_since = "", None
+        self._reached.set()
 
     async def _learn(self, known: Known, *, is_whole: bool = False) -> None:
         """Take over what is known of the store, unless something newer is known already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -155,16 +156,11 @@ class FleetStore:
         if order.trial is not None:
             rollout = Rollout(number, order.trial.nodes, order.at, order.trial.bake_s)
         new = active.with_version(number, rollout)
-        packed = pack_entry(entry)
-        puts = {log_key(number): packed, ACTIVE: write_active(new)}
+        puts = {log_key(number): pack_entry(entry), ACTIVE: write_active(new)}
         if new.snapshot == number:
             puts[snapshot_key(number)] = pack_snapshot(order.after)
-        try:
-            revision = await self.client.commit({log_key(number): 0, ACTIVE: known.revision}, puts)
-        except UncertainError:
-            revision = await self._found_written(log_key(number), packed)
-        if revision is None:
-            raise _overtaken()
+        unchanged = {log_key(number): 0, ACTIVE: known.revision}
+        revision = await self._written(unchanged, puts, log_key(number))
         known.log.add(entry)
         if new.snapshot == number:
             await self._trim(number)
@@ -172,28 +168,39 @@ class FleetStore:
 
     async def set_active(self, known: Known, new: Active) -> Known:
         """Make another version active. Raises OvertakenError, or StoreError."""
-        value = write_active(new)
-        try:
-            revision = await self.client.commit({ACTIVE: known.revision}, {ACTIVE: value})
-        except UncertainError:
-            revision = await self._found_written(ACTIVE, value)
-        if revision is None:
-            raise _overtaken()
+        puts = {ACTIVE: write_active(new)}
+        revision = await self._written({ACTIVE: known.revision}, puts, ACTIVE)
         return replace(known, active=new, revision=revision)
 
-    async def _found_written(self, key: str, value: bytes) -> int | None:
-        """Return the revision of a key that holds ``value``; None if it holds something else.
+    async def _written(
+        self, unchanged: Mapping[str, int], puts: Mapping[str, bytes], key: str
+    ) -> int:
+        """Make a change, and return its revision. Raises OvertakenError, or StoreError.
 
-        Raises UncertainError if it is not written yet, because it may still be.
+        The answer gets lost when the leader dies. Then the change is sent once more: it cannot be
+        made twice, because it demands what was there before. ``key`` shows whether it was made.
         """
-        found = await self.client.get(key)
-        for row in found.rows:
-            return row.revision if row.value == value else None
-        raise UncertainError(
-            "it is not known whether the change was made, because the store's answer got lost",
-            where="the fleet's store",
-            remedy="see `lbctl fleet history`, and try again if the change is not there",
-        )
+        is_certain = False
+        with contextlib.suppress(UncertainError):
+            revision = await self.client.commit(unchanged, puts)
+            if revision is None:
+                raise _overtaken()
+            return revision
+        with contextlib.suppress(UncertainError):
+            revision = await self.client.commit(unchanged, puts)
+            if revision is not None:
+                return revision
+            is_certain = True  # the first one was made, or another balancer's
+        try:
+            rows = (await self.client.get(key)).rows
+        except StoreError as error:
+            raise _uncertain() from error
+        for row in rows:
+            if row.value == puts[key]:
+                return row.revision
+        if is_certain or any(row.revision != unchanged[key] for row in rows):
+            raise _overtaken()
+        raise _uncertain()
 
     async def _trim(self, newest: int) -> None:
         """Remove the versions that are older than the history reaches. Failing is no harm."""
@@ -276,4 +283,12 @@ def _overtaken() -> OvertakenError:
         "another balancer has changed the fleet in the same moment, so nothing was changed",
         where="the fleet's store",
         remedy="see `lbctl fleet history`, and try again",
+    )
+
+
+def _uncertain() -> UncertainError:
+    return UncertainError(
+        "it is not known whether the change was made, because the store's answer got lost",
+        where="the fleet's store",
+        remedy="see `lbctl fleet history`, and try again if the change is not there",
     )

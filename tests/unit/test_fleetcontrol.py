@@ -113,7 +113,12 @@ async def works(*agents: Agent) -> AsyncGenerator[None]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.control.status_line", lambda _: "")
-    for name, value in (("POLL_S", 0.05), ("AGAIN_S", 0.01), ("REFUSED_AGAIN_S", 0.05)):
+    for name, value in (
+        ("BRIEF_S", 0.2),
+        ("POLL_S", 0.05),
+        ("AGAIN_S", 0.01),
+        ("REFUSED_AGAIN_S", 0.05),
+    ):
         monkeypatch.setattr(members, name, value)
 
 

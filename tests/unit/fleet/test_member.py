@@ -137,6 +137,24 @@ async def test_what_runs_stays_while_the_store_is_away(memory: Memory, tmp_path:
 
 
 @runs
+async def test_a_change_waits_for_a_store_that_has_failed_just_now(
+    memory: Memory, tmp_path: Path
+) -> None:
+    await begin(1)
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.at(1)
+        memory.away = True
+        await one.until(lambda: one.member.problem())
+        with pytest.raises(StoreError, match="cannot be used"):
+            one.member.writable()
+        waiting = asyncio.create_task(one.member.reached())
+        memory.away = False
+        await waiting
+        assert one.member.writable().active.stable == 1
+
+
+@runs
 async def test_it_goes_on_when_the_store_is_back_even_if_it_was_compacted(
     memory: Memory, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -98,8 +99,31 @@ async def test_a_change_that_may_still_come_is_said_to_be_uncertain(
     monkeypatch.setattr(store.client, "commit", lost)
     with pytest.raises(UncertainError, match="lbctl fleet history"):
         await store.add(known, order(2))
-    with pytest.raises(OvertakenError):  # "active" is there, and another one's
+    with pytest.raises(UncertainError):
         await store.set_active(known, known.active.with_version(2, None))
+    await FleetStore(FLEET).add(await store.read(), order(8))
+    with pytest.raises(OvertakenError):  # "active" is another one's
+        await store.set_active(known, known.active.with_version(3, None))
+
+
+@runs
+async def test_a_change_that_was_lost_on_its_way_is_sent_once_more(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the leader dies before it has told the others."""
+    store = FleetStore(FLEET)
+    known = await add(store, 1)
+    commit, lost = store.client.commit, [True]
+
+    async def lost_at_first(*args: Any) -> int | None:
+        if lost.pop() if lost else False:
+            raise UncertainError("no answer", where="e1", remedy="")
+        return await commit(*args)
+
+    monkeypatch.setattr(store.client, "commit", lost_at_first)
+    known, entry = await store.add(known, order(2))
+    assert entry.number == 2
+    assert (await store.read()).active == known.active
 
 
 @runs
