@@ -377,6 +377,9 @@ class AgentControl:
             await self._core.guarding.prepare(new)
             who = _AGENT if entry is None else Author(entry.who, entry.message)
             act = Act(f"fleet version {number}", who)
+            if not changes:
+                await self._run_version(number, documents, base, new, changes, act)
+                return
             what = changes_text(views.changes(changes))
             async with self._audit.inside(who.who, act.how, what):
                 await self._run_version(number, documents, base, new, changes, act)

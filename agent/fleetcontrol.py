@@ -15,7 +15,7 @@ from agent.config.render import service_document
 from agent.config.versions import Act, Author
 from agent.core import Core
 from agent.dataplane import counters
-from agent.errors import ConflictError
+from agent.errors import ConfigError, ConflictError
 from agent.failover.model import Role
 from agent.fleet import saved as disk
 from agent.fleet.member import Figures, Member, Take
@@ -74,7 +74,15 @@ def with_saved(config: Config, saved: Saved | None) -> Config:
     """
     if saved is None:
         return config
-    return with_services(config, {}, saved.services)
+    try:
+        return with_services(config, {}, saved.services)
+    except ConfigError as error:
+        raise ConfigError(
+            f"version {saved.version} of the fleet, which ran here, does not fit this file: "
+            f"{error.message}",
+            where=error.where,
+            remedy="take back what was changed in the file; what runs in the kernel goes on",
+        ) from error
 
 
 class FleetControl:
@@ -86,7 +94,7 @@ class FleetControl:
         self, core: Core, saved: Saved | None, take: Take, base: Callable[[], Config]
     ) -> None:
         config = core.config
-        self._core, self._base = core, base
+        self._core, self._base, self._take = core, base, take
         node = config.fleet.node or socket.gethostname().lower()
         path = disk.path_of(config.state_dir, config.name)
         self.member = Member(config.fleet, node, path, saved, take, self._figures)
@@ -123,11 +131,14 @@ class FleetControl:
         """Write what runs here as the fleet's next version; return its number."""
         member = self.member
         known = member.importable()
+        # If the store has lost its content, others may run a newer version than this balancer.
+        reports = await member.store.reports()
+        above = max([member.version, *(report.version for report in reports.values())])
         after = self._base()
         lines = [f"add service {each.name}" for each in after.services]
-        act = Act("import", author)
-        number = await member.publish(known, self._order(after, lines, act, None, member.version))
-        await member.took(number, self.written.of(after))
+        order = self._order(after, lines, Act("import", author), None, above)
+        number = await member.publish(known, order)
+        await self._take(number, order.after, None)
         return number
 
     def _order(

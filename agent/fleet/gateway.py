@@ -31,7 +31,7 @@ from agent.model import Etcd
 CONNECT_S = 1.5  # for a connection: name, TCP and TLS
 # For a member's answer. An election takes 1 to 2 s, and members hold requests for so long; what was
 # sent to a leader just before it died is lost, and never answered.
-ANSWER_S = 3.0
+ANSWER_S = 2.5
 CALL_S = 6.0  # for a request, over all members
 MOST_BYTES = 64 << 20  # of an answer, and of one message of a watch
 _LARGE = 1 << 16  # bytes; decoding more than this would hold up the event loop

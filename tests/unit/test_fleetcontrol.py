@@ -23,6 +23,7 @@ from agent.core import Core
 from agent.errors import ConfigError, ConflictError, StoreError
 from agent.fleet import member as members
 from agent.fleet.reports import Part
+from agent.fleet.saved import Saved
 from agent.fleet.versions import Documents, Trial
 from agent.fleetcontrol import FleetControl, Written, saved_of, with_saved
 from agent.journal import Journal
@@ -268,6 +269,40 @@ async def test_what_a_frozen_balancer_has_can_become_the_fleets(
         await two.fleet.import_services(ANNA)
         await one.at(2)
         assert one.weights()["gpu-1"] == 7
+
+
+@runs
+async def test_an_import_into_a_lost_store_is_newer_than_what_anybody_runs(
+    memory: Memory, tmp_path: Path
+) -> None:
+    one, two = Agent(tmp_path / "1", "lb1"), Agent(tmp_path / "2", "lb2")
+    async with works(one, two):
+        await one.fleet.import_services(ANNA)
+        await two.at(1)
+        await one.fleet.freeze(ANNA)
+        for value in (5, 6, 7):
+            await two.control.edit(weight("gpu-1", value))
+        memory.away = True
+        memory.write({})  # the watches notice it
+        for each in (one, two):
+            await each.until(lambda each=each: each.fleet.member.status().away_since)
+        memory.rows.clear()
+        memory.away = False
+        await one.until(lambda: len([k for k in memory.rows if "/nodes/" in k]) == 2)
+        await one.until(lambda: not one.fleet.member.active)
+        assert await one.fleet.import_services(ANNA) == 5
+        await two.at(5)
+        assert two.weights()["gpu-1"] == 100
+
+
+def test_a_saved_version_that_does_not_fit_the_file_is_refused_by_its_number(
+    tmp_path: Path,
+) -> None:
+    east = {"name": "gpu-1", "address": "10.0.0.21", "zone": "east"}
+    chat = {"name": "chat", "vip": "10.0.0.10", "port": 80, "backends": [east]}
+    config = Agent(tmp_path / "1", "lb1").core.config
+    with pytest.raises(ConfigError, match="version 7 of the fleet, which ran here, does not fit"):
+        with_saved(config, Saved(7, 1.0, {"chat": chat}))
 
 
 @runs
