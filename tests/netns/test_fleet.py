@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.api.client import ApiRefusedError
+from agent.api.routes import ROUTES
 from agent.dataplane import pins
 from lbctl.lab import netns
 from tests import described
@@ -116,6 +117,13 @@ def test_what_one_balancer_imports_and_changes_all_run(fleet: Fleet, lb3: Balanc
     assert (version["node"], version["message"], version["state"]) == ("lb3", "a is new", "stable")
     soon("lbctl says all are in step", lambda: lb3.lbctl("fleet", "status").status == 0)
     soon("no difference", lambda: lb3.lbctl("fleet", "compare", "lb1", "lb2").status == 0)
+
+
+def test_every_read_of_the_fleet_answers_as_described(lb1: Balancer) -> None:
+    for route in ROUTES:
+        if route.method == "GET" and route.path.startswith("/v1/fleet"):
+            answer = json.dumps(lb1.api.get(route.example))
+            described.check("GET", route.example, 200, "application/json", answer)
 
 
 def test_two_that_change_it_at_the_same_time_both_succeed(fleet: Fleet) -> None:
