@@ -195,10 +195,10 @@ class FleetStore:
             rows = (await self.client.get(key)).rows
         except StoreError as error:
             raise _uncertain() from error
-        for row in rows:
-            if row.value == puts[key]:
-                return row.revision
-        if is_certain or any(row.revision != unchanged[key] for row in rows):
+        row = rows[0] if rows else None
+        if row is not None and row.value == puts[key]:
+            return row.revision
+        if is_certain or (0 if row is None else row.revision) != unchanged[key]:
             raise _overtaken()
         raise _uncertain()
 

@@ -22,8 +22,9 @@ class Memory:
     compacted: int = 0
     away: bool = False
     silent: bool = False  # watches stay open, and say nothing
-    loses: int = 0  # answers to so many transactions get lost: "" is written all the same
+    loses: int = 0  # the answers to so many transactions get lost, whether they were made or not
     leases: dict[int, bool] = field(default_factory=dict)
+    kept_alive: list[int] = field(default_factory=list)  # the lease of each such request
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(7))
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -120,16 +121,18 @@ class MemoryClient:
     ) -> int | None:
         await asyncio.sleep(0)
         self._check()
-        for key, revision in unchanged.items():
-            if self.memory.rows.get(self.prefix + key, (b"", 0, None))[1] != revision:
-                return None
-        changes: dict[str, bytes | None] = {self.prefix + key: puts[key] for key in puts}
-        changes |= {self.prefix + key: None for key in deletes}
-        revision = self.memory.write(changes)
+        rows, made = self.memory.rows, None
+        if all(
+            rows.get(self.prefix + key, (b"", 0, None))[1] == revision
+            for key, revision in unchanged.items()
+        ):
+            changes: dict[str, bytes | None] = {self.prefix + key: puts[key] for key in puts}
+            changes |= {self.prefix + key: None for key in deletes}
+            made = self.memory.write(changes)
         if self.memory.loses:
             self.memory.loses -= 1
             raise UncertainError("no answer", where="http://e1:2379", remedy="look")
-        return revision
+        return made
 
     async def delete(self, key: str, end: str | None = None) -> int:
         await asyncio.sleep(0)
@@ -148,6 +151,7 @@ class MemoryClient:
         self._check()
         if not self.memory.leases.get(lease):
             raise LeaseLostError("the lease has ended", where="e1", remedy="")
+        self.memory.kept_alive.append(lease)
         return 5.0
 
     async def watch(

@@ -84,6 +84,7 @@ async def test_a_change_whose_answer_got_lost_is_found_and_not_made_twice(memory
     memory.loses = 1
     with pytest.raises(OvertakenError):
         await store.add(known, order(9))
+    assert memory.loses == 0
 
 
 @runs
@@ -99,11 +100,15 @@ async def test_a_change_that_may_still_come_is_said_to_be_uncertain(
     monkeypatch.setattr(store.client, "commit", lost)
     with pytest.raises(UncertainError, match="lbctl fleet history"):
         await store.add(known, order(2))
-    with pytest.raises(UncertainError):
-        await store.set_active(known, known.active.with_version(2, None))
-    await FleetStore(FLEET).add(await store.read(), order(8))
-    with pytest.raises(OvertakenError):  # "active" is another one's
-        await store.set_active(known, known.active.with_version(3, None))
+    promoted = known.active.with_version(2, None)
+    with pytest.raises(UncertainError, match="lbctl fleet history"):
+        await store.set_active(known, promoted)
+    await FleetStore(FLEET).client.put(ACTIVE, b"another balancer's")
+    with pytest.raises(OvertakenError):
+        await store.set_active(known, promoted)
+    memory.write({PREFIX + ACTIVE: None})
+    with pytest.raises(OvertakenError):
+        await store.set_active(known, promoted)
 
 
 @runs
