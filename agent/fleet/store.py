@@ -95,7 +95,8 @@ class FleetStore:
         for row in whole.rows:
             number, documents = number_of(row.key), read_snapshot(row.key, row.value)
         known = Log(number, documents)
-        listed = await self.client.list(LOG, after=log_key(number) if number else "")
+        # With the version that the snapshot is of: the snapshot does not say who made it.
+        listed = await self.client.list(LOG, after=log_key(number - 1) if number else "")
         for row in listed.rows:
             known.add(read_entry(row.key, row.value))
         found = await self.active()

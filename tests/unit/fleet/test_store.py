@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from agent.errors import NotFoundError, OvertakenError, StoreError, UncertainError
+from agent.fleet.etcd import Listing
 from agent.fleet.reports import NODES, PARTS, Part, Report, write_parts, write_report
 from agent.fleet.store import FleetStore, Known, Order
-from agent.fleet.versions import ACTIVE, LOG, SNAPSHOTS, Trial, log_key
+from agent.fleet.versions import ACTIVE, LOG, SNAPSHOT_EVERY, SNAPSHOTS, Trial, log_key
 from tests.unit.fleet.conftest import FLEET, runs
 from tests.unit.fleet.memory import Memory
 
@@ -177,6 +178,41 @@ async def test_old_versions_are_removed_behind_a_snapshot_and_the_rest_can_be_re
             await store.version(number)
     newest = await store.history(3)
     assert [entry.number for entry in newest] == [199, 198, 197]
+
+
+@runs
+async def test_the_author_of_a_snapshots_version_is_known(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    known = await add(store, *range(1, SNAPSHOT_EVERY))
+    changes = FleetStore(FLEET).follow(await store.read())
+    await store.add(known, order(SNAPSHOT_EVERY))
+    for found in (await anext(changes), await FleetStore(FLEET).read()):
+        assert found.active.snapshot == SNAPSHOT_EVERY
+        entry = found.log.entry(SNAPSHOT_EVERY)
+        assert entry is not None
+        assert entry.who == "anna"
+    await changes.aclose()
+
+
+@runs
+async def test_a_version_that_is_written_while_the_store_is_read_is_not_missed(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the versions were read, and before what is active is."""
+    store, other = FleetStore(FLEET), FleetStore(FLEET)
+    known = await add(other, 1)
+    active = store.active
+
+    async def late() -> Listing:
+        await other.add(known, order(2))
+        return await active()
+
+    monkeypatch.setattr(store, "active", late)
+    found = await store.read()
+    assert (found.active.stable, found.log.documents(2)) == (2, None)
+    changes = store.follow(found)
+    assert (await asyncio.wait_for(anext(changes), 5)).log.documents(2) == services(2)
+    await changes.aclose()
 
 
 @runs
