@@ -112,7 +112,7 @@ class Member:
         self._unsaved = ""
         self._rollout_since: tuple[int, float] = 0, 0.0  # a version, and when it was seen first
         self._window = _Window()
-        self._taking = asyncio.Lock()
+        self._taking, self._saving = asyncio.Lock(), asyncio.Lock()
 
     # -- what is known
 
@@ -343,15 +343,18 @@ class Member:
 
     async def _save(self) -> None:
         name = self.fleet.name or ""
-        state = Saved(max(self.version, 0), self.since, self.services, self.frozen)
-        try:
-            await asyncio.to_thread(disk.write, self._path, name, state)
-            self._unsaved = ""
-        except OSError as error:
-            problem = f"the version that runs cannot be saved: {self._path}: {error.strerror}"
-            if problem != self._unsaved:
-                log.error("a restart without the store would run an older version", problem=problem)
-            self._unsaved = problem
+        # Freezing may come while a version is taken, and the newer state has to be written last.
+        async with self._saving:
+            state = Saved(max(self.version, 0), self.since, self.services, self.frozen)
+            try:
+                await asyncio.to_thread(disk.write, self._path, name, state)
+                self._unsaved = ""
+            except OSError as error:
+                problem = f"the version that runs cannot be saved: {self._path}: {error.strerror}"
+                if problem != self._unsaved:
+                    what = "a restart without the store would run an older version"
+                    log.error(what, problem=problem)
+                self._unsaved = problem
 
     # -- tasks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -360,6 +361,29 @@ async def test_a_frozen_balancer_stays_and_thawed_it_follows(
         await one.member.freeze(None)
         assert one.member.version == 2
         assert one.member.services == services(2)
+
+
+@runs
+async def test_freezing_while_a_version_is_saved_is_kept_over_a_restart(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun, go = disk.write, threading.Event(), threading.Event()
+
+    def slow(path: Path, fleet: str, state: Saved) -> None:
+        if state.frozen is None:
+            begun.set()
+            go.wait(10)
+        write(path, fleet, state)
+
+    monkeypatch.setattr(disk, "write", slow)
+    one = Balancer(tmp_path)
+    taking = asyncio.create_task(one.member.took(1, services(1)))
+    await one.until(begun.is_set)
+    freezing = asyncio.create_task(one.member.freeze("by anna"))
+    await asyncio.wait([freezing], timeout=0.5)  # it would be done if it did not wait
+    go.set()
+    await asyncio.gather(taking, freezing)
+    assert disk.read(one.path, "prod") == Saved(1, one.member.since, services(1), "by anna")
 
 
 @runs
