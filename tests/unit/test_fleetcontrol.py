@@ -190,6 +190,21 @@ async def test_edits_at_the_same_time_are_all_made(memory: Memory, tmp_path: Pat
 
 
 @runs
+async def test_a_version_whose_turn_comes_late_is_not_run_after_a_newer_one(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """It waited while a change that is the next version was made here."""
+    one = Agent(tmp_path / "1", "lb1")
+    async with works(one):
+        await one.fleet.import_services(ANNA)
+        older = one.fleet.member.services
+        await one.control.edit(weight("gpu-1", 7), author=ANNA)
+        await one.control._take_version(1, older, None)
+        assert one.fleet.member.version == 2
+        assert one.weights()["gpu-1"] == 7
+
+
+@runs
 async def test_a_trial_runs_on_those_that_are_named(memory: Memory, tmp_path: Path) -> None:
     one, two = Agent(tmp_path / "1", "lb1"), Agent(tmp_path / "2", "lb2")
     async with works(one, two):

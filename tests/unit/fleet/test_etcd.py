@@ -514,6 +514,14 @@ def test_a_commit_is_certain_if_only_the_login_has_failed(user: Etcd) -> None:
     assert run(commit, *members, etcd=user) == 41
 
 
+def test_a_password_does_not_go_where_a_member_redirects_to(user: Etcd) -> None:
+    """With status 307, a client that follows sends the same body there."""
+    member = Member(says("", 307, Location="/elsewhere"))
+    error = failure(get, member, etcd=user, kind=StoreError)
+    assert error.message == "it redirects to another address (HTTP status 307)"
+    assert [path for path, _, _ in member.asked] == ["auth/authenticate"]
+
+
 @pytest.mark.parametrize(
     ("mode", "content", "message"),
     [(0o644, "x", "mode 0644"), (0o600, "", "is empty"), (0, None, "cannot be read")],

@@ -16,7 +16,7 @@ from agent.errors import ConfigError, ConflictError, OvertakenError, StoreError
 from agent.fleet import member as members
 from agent.fleet import saved as disk
 from agent.fleet.member import Figures, Member
-from agent.fleet.reports import NODES, Part, Work
+from agent.fleet.reports import NODES, PARTS, Part, Work
 from agent.fleet.saved import Saved
 from agent.fleet.store import FleetStore, Known
 from agent.fleet.versions import ACTIVE, Documents, FleetVersion, Trial
@@ -364,6 +364,20 @@ async def test_a_frozen_balancer_stays_and_thawed_it_follows(
 
 
 @runs
+async def test_freezing_and_thawing_are_kept_over_a_restart(memory: Memory, tmp_path: Path) -> None:
+    await begin(1)
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.at(1)
+        for why in ("by anna", None):
+            await one.member.freeze(why)
+            found = disk.read(one.path, "prod")
+            assert found is not None
+            assert found.frozen == why
+    assert one.ran == [1]
+
+
+@runs
 async def test_freezing_while_a_version_is_saved_is_kept_over_a_restart(
     memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +398,23 @@ async def test_freezing_while_a_version_is_saved_is_kept_over_a_restart(
     go.set()
     await asyncio.gather(taking, freezing)
     assert disk.read(one.path, "prod") == Saved(1, one.member.since, services(1), "by anna")
+
+
+@runs
+async def test_a_late_message_of_the_watch_does_not_undo_a_newer_version(
+    memory: Memory, tmp_path: Path
+) -> None:
+    store, _ = await begin(1)
+    late = await store.read()
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.at(1)
+        number = await one.member.publish(one.member.writable(), order(2))
+        await one.member.took(number, services(2))
+        await one.member._learn(late)
+        assert one.member.wanted == 2
+        await one.member.run_wanted()
+    assert one.ran == [1]
 
 
 @runs
@@ -429,7 +460,19 @@ async def test_it_reports_under_a_lease_and_again_when_that_has_ended(
         assert PREFIX + NODES + "lb1" not in memory.rows
         one.figures = replace(FIGURES, down=("chat",))
         await one.until(lambda: PREFIX + NODES + "lb1" in memory.rows)
+        await one.until(lambda: PREFIX + PARTS + "lb1" in memory.rows)
         await one.until(lambda: len(memory.leases) == 2)
+
+
+@runs
+async def test_its_lease_is_kept_alive(memory: Memory, tmp_path: Path) -> None:
+    await begin(1)
+    one = Balancer(tmp_path)
+    one.member.fleet = replace(FLEET, lease_s=0.3, report_s=0.02)
+    async with works(one):
+        await one.until(lambda: len(memory.kept_alive) >= 3)
+    (lease,) = memory.leases
+    assert set(memory.kept_alive) == {lease}
 
 
 @runs

@@ -65,6 +65,14 @@ def test_it_waits_until_all_have_taken_it() -> None:
     assert (verdict.step, verdict.why) == (Step.ABORT, "lb4 has not taken it within 30 s")
 
 
+def test_one_that_has_just_vanished_is_waited_for() -> None:
+    """The balancer that judges was started anew, so it has not known the rollout for long."""
+    rollout = replace(ROLLOUT, nodes=("lb3", "lb4"))
+    verdict = judge(rollout, reports(report("lb3", 5, 100.0)), 1.0)
+    assert (verdict.step, verdict.why) == (Step.WAIT, "lb4 has yet to take it")
+    assert judge(rollout, reports(None), 1.0).step is Step.WAIT
+
+
 @pytest.mark.parametrize(
     ("canary", "why"),
     [

@@ -72,6 +72,28 @@ async def test_of_two_who_change_the_same_version_one_is_overtaken(memory: Memor
 
 
 @runs
+async def test_of_two_who_write_a_lost_store_anew_one_is_overtaken(memory: Memory) -> None:
+    """They give their versions different numbers, so no two keys of versions are the same."""
+    one, other = FleetStore(FLEET), FleetStore(FLEET)
+    ours, theirs = await one.read(), await other.read()
+    await one.add(ours, order(1, number=41))
+    with pytest.raises(OvertakenError):
+        await other.add(theirs, order(2))
+    assert (await other.read()).active.newest == 41
+
+
+@runs
+async def test_of_two_who_end_a_rollout_one_is_overtaken(memory: Memory) -> None:
+    one, other = FleetStore(FLEET), FleetStore(FLEET)
+    known, _ = await one.add(await add(one, 1), order(2, trial=Trial(("lb3",), 60.0)))
+    theirs = await other.read()
+    await one.set_active(known, known.active.aborted("bad", "anna", 2.0))
+    with pytest.raises(OvertakenError):
+        await other.set_active(theirs, theirs.active.promoted("well", "bob", 2.0))
+    assert (await other.read()).active.stable == 1
+
+
+@runs
 async def test_a_change_whose_answer_got_lost_is_found_and_not_made_twice(memory: Memory) -> None:
     store = FleetStore(FLEET)
     known = await add(store, 1)
