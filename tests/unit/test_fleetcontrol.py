@@ -215,6 +215,7 @@ async def test_a_trial_runs_on_those_that_are_named(memory: Memory, tmp_path: Pa
         assert len(made) == 1
         await two.at(2)
         assert (one.weights()["gpu-1"], two.weights()["gpu-1"]) == (100, 7)
+        assert one.core.taken == []  # nor for a moment
         with pytest.raises(ConflictError, match="lbctl rollout promote"):
             await one.control.edit(weight("gpu-2", 5))
         await one.fleet.end_rollout(promote=True, author=ANNA)
