@@ -52,6 +52,7 @@ BRIEF_S = 6.0  # a change waits for so long after the store has failed; an elect
 REFUSED_AGAIN_S = 15.0  # a version that was refused is tried again
 WINDOW_S = 60.0  # reports cover about this time
 KEEP_ALIVES = 3  # within the time of a lease
+_NO_REPORT = Report("", "", "", 0.0, "", 0, 0.0)
 
 type Take = Callable[[int, Documents, FleetVersion | None], Awaitable[None]]
 
@@ -528,7 +529,7 @@ class Member:
 
     async def _report(self) -> None:
         """Report for ever, and judge the rollout."""
-        lease, reported_at, last = 0, 0.0, Report("", "", "", 0.0, "", 0, 0.0)
+        lease, kept_at, last = 0, 0.0, _NO_REPORT
         parts: Mapping[str, Part] | None = None
         while True:
             await asyncio.sleep(self.fleet.report_s * random.uniform(0.9, 1.1))  # noqa: S311
@@ -539,15 +540,17 @@ class Member:
                 report = self._made(figures)
                 if not lease:
                     lease, parts = await self.store.client.grant(round(self.fleet.lease_s)), None
-                    reported_at = 0.0
-                due = time.monotonic() - reported_at > self.fleet.lease_s / KEEP_ALIVES
+                    kept_at, last = 0.0, _NO_REPORT
+                # A report does not prolong its lease, so its time counts from the last keep-alive.
+                due = time.monotonic() - kept_at > self.fleet.lease_s / KEEP_ALIVES
                 if due:
                     await self.store.client.keep_alive(lease)
-                if due and reported_at:
-                    await self._look_for_namesake()
+                    if kept_at:
+                        await self._look_for_namesake()
+                    kept_at = time.monotonic()
                 if due or _is_news(last, report) or self._rollout_since[0]:
                     await self.store.client.put(NODES + self.node, write_report(report), lease)
-                    last, reported_at = report, time.monotonic()
+                    last = report
                 if parts != figures.parts:
                     packed = write_parts(figures.parts)
                     await self.store.client.put(PARTS + self.node, packed, lease)

@@ -476,6 +476,22 @@ async def test_its_lease_is_kept_alive(memory: Memory, tmp_path: Path) -> None:
 
 
 @runs
+async def test_its_lease_is_kept_alive_also_during_a_rollout(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """Reports come more often then, and none of them prolongs the lease."""
+    store, known = await begin(1)
+    one = Balancer(tmp_path)
+    one.member.fleet = replace(FLEET, lease_s=0.3, report_s=0.02)
+    async with works(one):
+        await store.add(known, order(2, trial=Trial(("lb3",), 0)))
+        row = PREFIX + NODES + "lb1"
+        await one.until(lambda: row in memory.rows and one.member._rollout_since[0] == 2)
+        before = len(memory.kept_alive)
+        await one.until(lambda: len(memory.kept_alive) >= before + 3)
+
+
+@runs
 async def test_two_balancers_with_one_name_both_notice_it(memory: Memory, tmp_path: Path) -> None:
     await begin(1)
     fleet = replace(FLEET, lease_s=0.3, report_s=0.02)
