@@ -15,7 +15,7 @@ from agent.config.render import service_document
 from agent.config.versions import Act, Author
 from agent.core import Core
 from agent.dataplane import counters
-from agent.errors import ConfigError, ConflictError
+from agent.errors import ConfigError, ConflictError, StoreError
 from agent.failover.model import Role
 from agent.fleet import saved as disk
 from agent.fleet.member import Figures, Member, Take
@@ -188,7 +188,7 @@ class FleetControl:
             raise ConflictError(
                 "no version is being tried",
                 where=f"fleet {self.member.fleet.name}",
-                remedy="lbctl apply -f FILE --canary NODE",
+                remedy="lbctl apply -f FILE --canary BALANCER begins a rollout",
             )
         end = known.active.promoted if promote else known.active.aborted
         new = end(author.message or "an operator decided it", author.who, time.time())
@@ -223,7 +223,10 @@ class FleetControl:
         status = self.member.status()
         if status.away_since is not None:
             return Overview(status, self.member.active, None)
-        reports = await self.member.store.reports()
+        try:
+            reports = await self.member.reports()
+        except StoreError:
+            return Overview(self.member.status(), self.member.active, None)
         expected = {each.version: self.member.digest_of(each.version) for each in reports.values()}
         found = {number: digest for number, digest in expected.items() if digest is not None}
         drift = drifted(tuple(reports.values()), found)

@@ -155,7 +155,10 @@ class Member:
         if known is not None and (lost := self._lost(known)):
             return lost
         if self.frozen is not None:
-            return f"this balancer is frozen at version {self.version}: {self.frozen}"
+            return (
+                f"this balancer is frozen at version {self.version}: {self.frozen}; "
+                "`lbctl fleet thaw` ends that"
+            )
         if self._refused is not None:
             number, why = self._refused
             return f"version {number} of the fleet is refused here, {self.version} stays: {why}"
@@ -602,6 +605,16 @@ class Member:
             self._namesake_at = now
         elif self._namesake_at is not None and now - self._namesake_at > self.fleet.lease_s:
             self._namesake_at = None
+
+    async def reports(self) -> dict[str, Report]:
+        """Return the balancers' reports. Raises StoreError, after which the store counts as away
+        until it answers again.
+        """
+        try:
+            return await self.store.reports()
+        except StoreError as error:
+            self._lose(error)
+            raise
 
     async def _judge(self) -> None:
         """Promote or give up the rollout if it is time for that."""

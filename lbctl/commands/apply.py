@@ -64,6 +64,11 @@ def apply(
 
     if bake_s is not None and not nodes:
         raise click.UsageError("--bake needs --canary: which balancers try it first?")
+    if bake_s == 0:
+        raise click.UsageError(
+            "--bake 0s leaves no time to try it. Without --bake, it is tried until "
+            "`lbctl rollout promote` or `lbctl rollout abort`"
+        )
     agent = env.agent_to_change()
     wanted = read(env, agent, path)
     if wanted.ignored:
@@ -87,3 +92,5 @@ def apply(
         yes=yes,
         may_ask=path != STDIN,
     )
+    if nodes and plan["changes"]:
+        env.note(f"only {', '.join(nodes)} runs it as yet: `lbctl rollout` shows how it does")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 type Record = Mapping[str, Any]
 
+_HASH = re.compile(r"[0-9a-f]{64}")
 _USUAL = 50
 _MOST = 10_000
 _JOURNAL_S = 60.0
@@ -165,6 +167,8 @@ def verify(env: Environment, head: str | None, file: Path | None) -> None:
     from agent.state.auditlog import Anchor
     from agent.state.auditlog import verify as checked
 
+    if head is not None and not _HASH.fullmatch(head := head.strip().lower()):
+        raise click.BadParameter("a hash has 64 hexadecimal digits", param_hint="'--head'")
     anchors: list[Anchor] = []
     if file is None:
         # The agent's head is asked for before the files are read, so they have that record.
@@ -176,7 +180,7 @@ def verify(env: Environment, head: str | None, file: Path | None) -> None:
             )
         anchors += _noted(env, file)
     if head is not None:
-        anchors.append(Anchor(head.strip().lower(), "--head"))
+        anchors.append(Anchor(head, "--head"))
     verdict = checked(_files(env, file), anchors)
     data = {
         "file": str(file),

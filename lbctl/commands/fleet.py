@@ -72,6 +72,8 @@ def _overview(env: Environment, data: Json) -> list[object]:
     stable = own["stable_version"]
     about: list[tuple[str, object]] = [("fleet", own["name"])]
     about.append(("version", "none yet: lbctl fleet import" if stable is None else stable))
+    if own["frozen"] is not None and own["store_away_s"] is not None:
+        about.append(("frozen", f"at version {own['version']}: {own['frozen']}"))
     if rollout is not None:
         tried = f"version {rollout['version']} on {', '.join(rollout['nodes'])}"
         bake = f", for {age(rollout['bake_s'])}" if rollout["bake_s"] else ""
@@ -115,7 +117,8 @@ def _state(balancer: Json) -> tuple[str, str]:
         return why, "red"
     if balancer["drift"]:
         frozen = f" (frozen: {balancer['frozen']})" if balancer["frozen"] is not None else ""
-        return f"runs other services than its version has{frozen}: lbctl fleet compare", "red"
+        see = f"`lbctl fleet diff {balancer['version']}` there shows them"
+        return f"runs other services than its version has{frozen}: {see}", "red"
     if balancer["frozen"] is not None:
         return f"frozen: {balancer['frozen']}", "yellow"
     if balancer["behind_by"]:
@@ -452,22 +455,35 @@ def _rollout_view(env: Environment, data: Json) -> list[object]:
         Column("STATE", prose=True),
     )
     keys = ("opened", "established", "answers", "failed", "drops")
-    rows = tuple(
+    rows = [
         (
             Cell(each["node"]),
             Cell(str(each["version"])),
             *(Cell(str(each["last_minute"][key])) for key in keys),
-            Cell(*(("tries it", "yellow") if each["node"] in now["nodes"] else _state(each))),
+            Cell(*_rollout_state(each, now)),
         )
         for each in data["balancers"]
-    )
+    ]
+    reporting = {each["node"] for each in data["balancers"]}
+    rows += [
+        (Cell(node), *(Cell("-") for _ in range(len(keys) + 1)), Cell("does not report", "red"))
+        for node in now["nodes"]
+        if node not in reporting
+    ]
     pairs = [
         ("rollout", f"version {now['version']} on {', '.join(now['nodes'])}"),
         ("since", local_time(now["since"])),
         ("ends", ends),
     ]
     under = "the figures are of about the last minute"
-    return [*facts(env, pairs), "", Table(columns, rows, prose_under="VERSION"), "", under]
+    return [*facts(env, pairs), "", Table(columns, tuple(rows), prose_under="VERSION"), "", under]
+
+
+def _rollout_state(balancer: Json, rollout: Json) -> tuple[str, str]:
+    """Return what is to be said about a balancer during a rollout, and its colour."""
+    state = _state(balancer)
+    tries = balancer["node"] in rollout["nodes"] and balancer["version"] == rollout["version"]
+    return ("tries it", "yellow") if tries and state[1] == "green" else state
 
 
 @rollout.command("promote")

@@ -181,6 +181,8 @@ def test_verify_needs_no_agent_if_a_file_is_named(
     assert run("audit", "verify", "--file", str(path), "--head", head.hash, **nowhere).code == 0
     done = run("audit", "verify", "--file", str(older), "--head", head.hash.upper(), **nowhere)
     assert (done.code, "no record has the hash" in done.out) == (1, True)
+    done = run("audit", "verify", "--file", str(path), "--head", f"5:{head.hash}", **nowhere)
+    assert (done.code, "64 hexadecimal digits" in done.err) == (2, True)
     done = run("audit", "verify", "--file", str(tmp_path / "nothing"), **nowhere)
     assert (done.code, "cannot be read" in done.err, "sudo" in done.err) == (1, True, True)
 

@@ -97,8 +97,11 @@ def test_every_balancer_is_shown_with_its_version(run):
         ({"frozen": "moving etcd (anna)"}, "frozen: moving etcd (anna)"),
         ({"refused_version": 12, "refused_why": "no zone"}, "refuses version 12: no zone"),
         ({"problem": "the map is full"}, "the map is full"),
-        ({"drift": True}, "runs other services than its version has: lbctl fleet compare"),
-        ({"drift": True, "frozen": "by anna"}, "has (frozen: by anna): lbctl fleet compare"),
+        ({"drift": True}, "than its version has: `lbctl fleet diff 11` there shows them"),
+        (
+            {"drift": True, "frozen": "by anna"},
+            "has (frozen: by anna): `lbctl fleet diff 11` there shows them",
+        ),
     ],
 )
 def test_what_is_not_as_it_should_be_is_said_and_is_the_exit_status(fleet, run, what, says):
@@ -122,6 +125,11 @@ def test_without_the_store_it_says_why(fleet, run):
     assert result.code == 1
     assert result.out.startswith("PROBLEM")
     assert "no balancer reports while the store is away" in result.out
+
+
+def test_a_frozen_balancer_is_shown_as_frozen_while_the_store_is_away(fleet, run):
+    fleet["fleet"] |= {"problem": "the store is away", "store_away_s": 3.0, "frozen": "by anna"}
+    assert "at version 11: by anna" in run("fleet").out
 
 
 def test_a_fleet_without_a_version_says_how_to_begin(fleet, run):
@@ -215,6 +223,12 @@ def test_a_rollout_is_shown_with_the_figures_of_each_balancer(fleet, run):
     assert "when an operator decides" in out
     lines = [line.split() for line in out.splitlines()]
     assert ["lb2", "12", "120", "118", "400", "1", "3", "tries", "it"] in lines
+    fleet["rollout"]["nodes"] = ["lb2", "lb3", "lb4"]
+    late = {"behind_by": 1, "refused_version": 12, "refused_why": "no zone"}
+    fleet["balancers"].append(balancer("lb3", **late))
+    lb3, lb4 = run("rollout").out.splitlines()[-4:-2]
+    assert lb3.endswith("refuses version 12: no zone")
+    assert [lb4.split()[0], lb4.endswith("does not report")] == ["lb4", True]
 
 
 def test_without_a_rollout_the_last_one_is_shown(fleet, run):
@@ -240,8 +254,11 @@ def test_a_rollout_is_ended(fleet, agent, run, verb):
 def test_apply_names_the_balancers_that_try_it_first(agent, run, tmp_path):
     path = tmp_path / "services.yaml"
     path.write_text("services: []\n")
-    assert run("apply", "-f", str(path), "--canary", "lb2", "--bake", "5m").code == 0
+    done = run("apply", "-f", str(path), "--canary", "lb2", "--bake", "5m", "-y")
+    assert (done.code, "only lb2 runs it as yet: `lbctl rollout`" in done.err) == (0, True)
     assert agent.edits[0].get("canary") is None
     assert agent.edits[1]["canary"] == {"nodes": ["lb2"], "bake_s": 300.0}
     result = run("apply", "-f", str(path), "--bake", "5m")
     assert (result.code, "--bake needs --canary" in result.err) == (2, True)
+    result = run("apply", "-f", str(path), "--canary", "lb2", "--bake", "0s")
+    assert (result.code, "leaves no time to try it" in result.err) == (2, True)

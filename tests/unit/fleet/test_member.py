@@ -350,7 +350,9 @@ async def test_a_frozen_balancer_stays_and_thawed_it_follows(
         await one.member.took(1, services(44))  # changed here alone
         await one.until(lambda: one.member.status().stable == 2)
         assert one.member.version == 1
-        assert one.member.problem() == "this balancer is frozen at version 1: moving etcd (anna)"
+        assert one.member.problem().startswith(
+            "this balancer is frozen at version 1: moving etcd (anna); `lbctl fleet thaw`"
+        )
         found = disk.read(one.path, "prod")
         assert found is not None
         assert (found.version, found.services, found.frozen) == (
