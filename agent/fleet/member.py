@@ -110,6 +110,8 @@ class Member:
         self._reached = asyncio.Event()  # the store answers
         self._unreadable: UnreadableError | None = None
         self._namesake_at: float | None = None  # when another's report was found under our name
+        self._missed_since: float | None = None  # when the store did not take a report first
+        self._unseen = ""  # why the others do not see this balancer
         self._unsaved = ""
         self._rollout_since: tuple[int, float] = 0, 0.0  # a version, and when it was seen first
         self._window = _Window()
@@ -148,6 +150,11 @@ class Member:
             return (
                 f"another balancer of the fleet is called {self.node}, too: give each its own "
                 "`fleet.node`"
+            )
+        if self._unseen:
+            return (
+                "the fleet's store does not take this balancer's report, so the others do not see "
+                f"it: {self._unseen}"
             )
         if self._unsaved:
             return self._unsaved
@@ -472,8 +479,7 @@ class Member:
         if not self._away:
             self._away_since = time.time()
             log.warning("the fleet's store cannot be used; what runs stays", problem=str(error))
-        what = f"{error.where}: {error.message}" if error.where else error.message
-        self._away = f"{what} ({error.remedy})" if error.remedy else what
+        self._away = _with_remedy(error)
 
     def _misread(self, error: UnreadableError) -> None:
         self._find()
@@ -538,6 +544,7 @@ class Member:
             await asyncio.sleep(self.fleet.report_s * random.uniform(0.9, 1.1))  # noqa: S311
             if self._away:
                 continue
+            is_reported = False
             try:
                 figures = await self._figures()
                 report = self._made(figures)
@@ -546,25 +553,40 @@ class Member:
                     kept_at, last = 0.0, _NO_REPORT
                 # A report does not prolong its lease, so its time counts from the last keep-alive.
                 due = time.monotonic() - kept_at > self.fleet.lease_s / KEEP_ALIVES
-                if due:
-                    await self.store.client.keep_alive(lease)
-                    if kept_at:
-                        await self._look_for_namesake()
-                    kept_at = time.monotonic()
+                if due and kept_at:
+                    await self._look_for_namesake()
                 if due or _is_news(last, report) or self._rollout_since[0]:
                     await self.store.client.put(NODES + self.node, write_report(report), lease)
-                    last = report
+                    last, self._missed_since, self._unseen = report, None, ""
+                if due:  # not before the report, so an old one does not stay if no other is taken
+                    await self.store.client.keep_alive(lease)
+                    kept_at = time.monotonic()
                 if parts != figures.parts:
                     packed = write_parts(figures.parts)
                     await self.store.client.put(PARTS + self.node, packed, lease)
                     parts = figures.parts
+                is_reported = True
                 await self._judge()
             except LeaseLostError:
                 lease = 0
             except StoreError as error:
-                log.debug("this balancer's report did not reach the store", problem=error.message)
+                if is_reported:
+                    log.debug("the rollout could not be judged", problem=error.message)
+                else:
+                    self._miss(error)
             except Exception:  # the task's root
                 log.exception("reporting to the fleet broke")
+
+    def _miss(self, error: StoreError) -> None:
+        """Note why the store did not take the report; log it once the others miss it."""
+        now = time.monotonic()
+        if self._missed_since is None:
+            self._missed_since = now
+        if now - self._missed_since <= self.fleet.lease_s:
+            return  # the last report still counts
+        if not self._unseen:
+            log.warning("the fleet's store does not take the report", problem=str(error))
+        self._unseen = _with_remedy(error)
 
     def _made(self, figures: Figures) -> Report:
         now = time.time()
@@ -639,6 +661,12 @@ class Member:
             why=verdict.why,
         )
         await self.run_wanted()
+
+
+def _with_remedy(error: StoreError) -> str:
+    """Return what is wrong with the store, and what helps, on one line."""
+    what = f"{error.where}: {error.message}" if error.where else error.message
+    return f"{what} ({error.remedy})" if error.remedy else what
 
 
 def _is_news(last: Report, new: Report) -> bool:

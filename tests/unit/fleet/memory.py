@@ -21,6 +21,7 @@ class Memory:
     log: list[Change] = field(default_factory=list)
     compacted: int = 0
     away: bool = False
+    read_only: bool = False  # our user's role allows no more
     silent: bool = False  # watches stay open, and say nothing
     loses: int = 0  # the answers to so many transactions get lost, whether they were made or not
     leases: dict[int, bool] = field(default_factory=dict)
@@ -112,6 +113,8 @@ class MemoryClient:
     async def put(self, key: str, value: bytes, lease: int | None = None) -> int:
         await asyncio.sleep(0)
         self._check()
+        if self.memory.read_only:
+            raise StoreError("permission denied", where="http://e1:2379", remedy="grant it")
         if lease is not None and not self.memory.leases.get(lease):
             raise LeaseLostError("requested lease not found", where="e1", remedy="")
         return self.memory.write({self.prefix + key: value}, lease)

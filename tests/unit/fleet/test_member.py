@@ -478,6 +478,28 @@ async def test_its_lease_is_kept_alive(memory: Memory, tmp_path: Path) -> None:
 
 
 @runs
+async def test_a_report_that_the_store_does_not_take_is_a_problem(
+    memory: Memory, tmp_path: Path
+) -> None:
+    """The store can be read, so nothing else shows that the others do not see this balancer."""
+    await begin(1)
+    memory.read_only = True
+    one = Balancer(tmp_path)
+    one.member.fleet = replace(FLEET, lease_s=0.1, report_s=0.02)
+    async with works(one):
+        await one.at(1)
+        await one.until(lambda: "does not take this balancer's report" in one.member.problem())
+        assert "http://e1:2379: permission denied (grant it)" in one.member.problem()
+        memory.read_only = False
+        await one.until(lambda: not one.member.problem())
+        # What it reported before is not kept alive either.
+        memory.read_only = True
+        kept = len(memory.kept_alive)
+        await one.until(lambda: "does not take this balancer's report" in one.member.problem())
+        assert len(memory.kept_alive) <= kept + 1
+
+
+@runs
 async def test_its_lease_is_kept_alive_also_during_a_rollout(
     memory: Memory, tmp_path: Path
 ) -> None:
