@@ -318,7 +318,8 @@ class ApiServer:
             }
             try:
                 roles.check(self._roles, caller, route, body)
-            except ForbiddenError:
+            except ForbiddenError as error:
+                error.where = f"{request.method} {request.path}"  # with the verb that was meant
                 await self._audit.denied(**about)
                 raise
             if not route.is_order(body):

@@ -115,6 +115,7 @@ def test_a_viewer_reads_and_is_refused_what_changes_anything(lab: Site, users: U
         assert f"ask a member of the group {OPERATORS} (operator), or of" in error or (
             f"ask a member of the group {ADMINS} (admin)" in error
         )
+    assert "POST /v1/failover/promote: " in users.refused(VIEWERS, "failover", "promote")
     assert set(weights(lab).values()) == {"active"}
     assert orders(lab) == before
 
