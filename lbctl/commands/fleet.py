@@ -71,7 +71,10 @@ def _overview(env: Environment, data: Json) -> list[object]:
     own, rollout, last = data["fleet"], data["rollout"], data["last_rollout"]
     stable = own["stable_version"]
     about: list[tuple[str, object]] = [("fleet", own["name"])]
-    about.append(("version", "none yet: lbctl fleet import" if stable is None else stable))
+    unknown = "none yet: lbctl fleet import"
+    if own["store_away_s"] is not None:
+        unknown = "not known while the store is away"
+    about.append(("version", unknown if stable is None else stable))
     if own["frozen"] is not None and own["store_away_s"] is not None:
         about.append(("frozen", f"at version {own['version']}: {own['frozen']}"))
     if rollout is not None:

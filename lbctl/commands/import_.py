@@ -92,8 +92,13 @@ def import_(
     from agent.errors import ConfigError
 
     env = ctx.ensure_object(Environment)
-    text = read_text(path)
-    chosen = Source(source) if source else _source(text)
+    try:
+        text = read_text(path)
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError):
+            error.remedy = "name keepalived's or HAProxy's file, which this user can read"
+        raise
+    chosen = Source(source) if source else _source(text, path)
     made = _converted(chosen, text, path, interface, vips)
     result = f"# Made from {path} by `lbctl import`.\n{write_yaml(made.document)}"
     env.write(result)
@@ -110,11 +115,19 @@ def import_(
         ctx.exit(1)
 
 
-def _source(text: str) -> Source:
-    """Return what a file is for, by the sections in it."""
-    if _OF_HAPROXY.search(text) and not _OF_KEEPALIVED.search(text):
+def _source(text: str, path: Path) -> Source:
+    """Return what a file is for, by the sections in it. Raises ConfigError if it has none."""
+    from agent.errors import ConfigError
+
+    if _OF_KEEPALIVED.search(text):
+        return Source.KEEPALIVED
+    if _OF_HAPROXY.search(text):
         return Source.HAPROXY
-    return Source.KEEPALIVED
+    raise ConfigError(
+        "it has no section of keepalived's or HAProxy's configuration",
+        where=str(path),
+        remedy="name another file; if it only includes others, name these, or give --from",
+    )
 
 
 def _converted(

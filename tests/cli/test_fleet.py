@@ -135,6 +135,8 @@ def test_a_frozen_balancer_is_shown_as_frozen_while_the_store_is_away(fleet, run
 def test_a_fleet_without_a_version_says_how_to_begin(fleet, run):
     fleet["fleet"]["stable_version"] = None
     assert "none yet: lbctl fleet import" in run("fleet").out
+    fleet["fleet"]["store_away_s"] = 3.0
+    assert "not known while the store is away" in run("fleet").out
 
 
 def test_a_rollout_and_the_last_one_that_was_aborted_are_shown(fleet, run):

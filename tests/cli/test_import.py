@@ -254,6 +254,15 @@ def test_a_file_that_is_not_there(run) -> None:
     done = run("import", "/nowhere/keepalived.conf")
     assert done.code == 1
     assert "cannot be read" in done.err
+    assert "--config" not in done.err  # that names the agent's own file
+
+
+def test_a_file_of_another_program_is_refused(run, tmp_path: Path) -> None:
+    path = tmp_path / "nginx.conf"
+    path.write_text("http {\n}\n")
+    done = run("import", str(path))
+    assert done.code == 1
+    assert "no section of keepalived's or HAProxy's configuration" in done.err
 
 
 WORDS = st.sampled_from(
