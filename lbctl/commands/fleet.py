@@ -347,7 +347,10 @@ def export(env: Environment, number: int | None) -> None:
 
     agent = env.agent(TIMEOUT_S)
     if number is None:
-        number = agent.get("/v1/fleet")["fleet"]["stable_version"]
+        own = agent.get("/v1/fleet")["fleet"]
+        number = own["stable_version"]
+        if number is None and own["problem"]:
+            raise ApiError(own["problem"], remedy="lbctl fleet status")
     if number is None:
         raise ApiError("the fleet has no version yet", remedy="lbctl fleet import")
     data = {"services": agent.get(f"/v1/fleet/versions/{number}")["services"]}

@@ -185,7 +185,9 @@ def test_what_is_exported_can_be_applied(run, tmp_path, agent):
     assert run("apply", "-f", str(path), "--dry-run").code == 0
     assert run("fleet", "export").out == out  # 11 is the stable one
     agent.fleet["fleet"]["stable_version"] = None
-    assert run("fleet", "export").code == 1
+    assert "the fleet has no version yet" in run("fleet", "export").err
+    agent.fleet["fleet"]["problem"] = "the fleet's store cannot be used: connection refused"
+    assert "connection refused" in run("fleet", "export").err
 
 
 def test_a_rollback_asks_as_one_of_the_configuration_does(agent, run):
