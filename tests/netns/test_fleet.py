@@ -295,7 +295,8 @@ def test_the_leader_dies(fleet: Fleet, lb1: Balancer) -> None:
     fleet.agrees("chat", a=300, b=100)
 
 
-@pytest.mark.parametrize("member", range(3))
+# The balancers watch one member each, so each of them has to hang once: in the soak.
+@pytest.mark.parametrize("member", [0, *(pytest.param(n, marks=pytest.mark.soak) for n in (1, 2))])
 def test_a_member_hangs(fleet: Fleet, lb1: Balancer, member: int) -> None:
     """It is the one that a balancer watches for one member at least."""
     fleet.store.pause(member)
@@ -452,6 +453,7 @@ def test_something_else_writes_below_the_prefix(fleet: Fleet, lb1: Balancer) -> 
     fleet.agrees("chat", a=300, b=100)
 
 
+@pytest.mark.soak  # tests/unit/fleet/test_member.py has it too
 def test_two_balancers_with_one_name_both_say_so(
     fleet: Fleet, lb2: Balancer, lb3: Balancer
 ) -> None:

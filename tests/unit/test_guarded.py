@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -118,7 +119,8 @@ def test_who_does_not_say_what_he_wants_is_left(
 
 
 def test_who_does_not_read_his_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded, "READ_S", 0.05)
+    impatient = functools.partial(guarded.Limits, read_s=0.05)
+    monkeypatch.setattr(guarded, "Limits", impatient)
 
     async def work(port: int) -> None:
         held = [await connect(port) for _ in range(MOST_OF_A_SOURCE)]
