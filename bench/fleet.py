@@ -192,7 +192,8 @@ class Services:
 @contextlib.asynccontextmanager
 async def running(count: int, endpoints: Sequence[str]) -> AsyncIterator[list[Balancer]]:
     """Run so many balancers for the block, which all have a first version."""
-    fleet = Fleet(f"bench-{count}", "", Etcd(endpoints=tuple(endpoints)))
+    # None is trimmed, because each is looked for at the end.
+    fleet = Fleet(f"bench-{count}", "", Etcd(endpoints=tuple(endpoints)), history=100_000)
     balancers = [Balancer(fleet, f"lb{n}", Path("/nonexistent")) for n in range(count)]
     tasks = [asyncio.create_task(work) for each in balancers for work in each.tasks().values()]
     try:
