@@ -368,6 +368,7 @@ def test_the_store_has_lost_everything(fleet: Fleet, lb1: Balancer) -> None:
     fleet.agrees("chat", a=200, b=100)
 
 
+@pytest.mark.soak  # tests/unit/fleet/test_member.py has it too
 def test_the_store_is_written_anew_while_a_balancer_does_not_reach_it(
     fleet: Fleet, lb1: Balancer, lb3: Balancer
 ) -> None:

@@ -5,6 +5,7 @@ HAProxy listens on the address of its host, as it mostly does, and this stays th
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -67,7 +68,10 @@ def test_clients_are_served_in_turn_by_servers_that_know_nothing(here: Site) -> 
         return [each["name"] for each in backends if each["state"] == "up"]
 
     wait_until("all are up", lambda: len(up()) == 3)
-    assert Counter(fetch(here, PORT) for _ in range(6)) == {"be1": 2, "be2": 2, "be3": 2}
+    served = Counter(fetch(here, PORT) for _ in range(12))
+    assert served.keys() == {"be1", "be2", "be3"}
+    # Each CPU takes the backends in turn by itself.
+    assert max(served.values()) - min(served.values()) <= (os.cpu_count() or 1), served
 
 
 def test_the_other_ports_of_the_address_reach_the_host(here: Site, tmp_path: Path) -> None:

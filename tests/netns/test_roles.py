@@ -229,7 +229,7 @@ def test_the_chain_outlives_the_agent_and_its_log_has_the_head(lab: Site, users:
     assert verified(lab)[0] == 0
 
 
-@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("required", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_what_happens_on_a_full_disk(lab: Site, users: Users, required: bool) -> None:
     """Without `required` a change is made and shouted about; with it, it is refused."""
     document = lab.config()
