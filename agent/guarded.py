@@ -39,12 +39,15 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 class Limits:
     """How many connections there may be, and how many from a source.
 
-    ``read_s``: the time in which a client has to read on; None: any time.
+    ``read_s``: the time in which a client has to read on; None: any time. ``awaits_head``: whether
+    a request's head has to come within ``HEAD_S``. A body that comes behind its head is taken for
+    the next head, so this is not for listeners that take bodies.
     """
 
     most: int = MOST_CONNECTIONS
     of_a_source: int = MOST_OF_A_SOURCE
     read_s: float | None = READ_S
+    awaits_head: bool = True
 
 
 class Guarded:
@@ -139,7 +142,7 @@ class _Connection(asyncio.Protocol):
         self._inner.connection_lost(exc)
 
     def _wait(self) -> None:
-        if self._source is None:
+        if self._source is None or not self._guarded.limits.awaits_head:
             return
         self._deadline = asyncio.get_running_loop().call_later(HEAD_S, self._give_up)
 

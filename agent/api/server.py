@@ -64,7 +64,7 @@ log = get_logger()
 
 _SHUTDOWN_S = 5.0
 # Connections to the socket, where there are roles. A trace may pause for as long as a pager does.
-_LIMITS = guarded.Limits(most=512, of_a_source=64, read_s=None)
+_LIMITS = guarded.Limits(most=512, of_a_source=64, read_s=None, awaits_head=False)
 # The key of a request under which its ``roles.Caller`` is; older versions of aiohttp take texts.
 _CALLER: Any = web.RequestKey("caller", roles.Caller) if hasattr(web, "RequestKey") else "caller"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

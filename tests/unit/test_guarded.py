@@ -29,7 +29,13 @@ def application() -> web.Application:
         return web.Response(body=bytes(64 << 20))
 
     app = web.Application()
-    app.add_routes([web.get("/page", page), web.get("/large", large)])
+
+    async def slow(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.sleep(0.3)
+        return web.Response(text="done")
+
+    app.add_routes([web.get("/page", page), web.get("/large", large), web.post("/slow", slow)])
     return app
 
 
@@ -130,6 +136,22 @@ def test_who_does_not_read_his_answer_is_left(monkeypatch: pytest.MonkeyPatch) -
         while not await answer(await connect(port)):  # noqa: ASYNC110 (until they are cut off)
             await asyncio.sleep(0.01)
         assert held  # which would be closed if nobody had them
+
+    run(work)
+
+
+def test_an_order_whose_body_comes_alone_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is compiled for it, say: an operator's order was broken off after five seconds."""
+    monkeypatch.setattr(guarded, "HEAD_S", 0.05)
+    patient = functools.partial(guarded.Limits, awaits_head=False)
+    monkeypatch.setattr(guarded, "Limits", patient)
+
+    async def work(port: int) -> None:
+        reader, writer = await connect(port)
+        writer.write(b"POST /slow HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        assert b"200" in await answer((reader, writer), b"{}")
 
     run(work)
 
