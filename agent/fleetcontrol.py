@@ -15,7 +15,7 @@ from agent.config.render import service_document
 from agent.config.versions import Act, Author
 from agent.core import Core
 from agent.dataplane import counters
-from agent.errors import ConfigError, ConflictError, StoreError
+from agent.errors import ConfigError, ConflictError, NotFoundError, StoreError
 from agent.failover.model import Role
 from agent.fleet import saved as disk
 from agent.fleet.member import Figures, Member, Take
@@ -196,6 +196,21 @@ class FleetControl:
         await self.member.run_wanted()
         return new
 
+    async def forget(self, node: str) -> None:
+        """Forget a balancer that is gone for good. Raises NotFoundError or ConflictError."""
+        self.member.known()
+        where = f"fleet {self.member.fleet.name}"
+        if await self.member.store.report_of(node) is not None:
+            raise ConflictError(
+                f"{node} reports, so it would be back at once",
+                where=where,
+                remedy="stop its agent first, or remove `fleet` from its file",
+            )
+        if not await self.member.store.forget(node):
+            raise NotFoundError(
+                f"no balancer {node} has reported", where=where, remedy="lbctl fleet status"
+            )
+
     async def freeze(self, author: Author) -> None:
         """Take no versions of the fleet any more; changes made here stay here."""
         why = f"{author.message} ({author.who})" if author.message else f"by {author.who}"
@@ -225,12 +240,14 @@ class FleetControl:
             return Overview(status, self.member.active, None)
         try:
             reports = await self.member.reports()
+            seen = await self.member.store.seen()
         except StoreError:
             return Overview(self.member.status(), self.member.active, None)
         expected = {each.version: self.member.digest_of(each.version) for each in reports.values()}
         found = {number: digest for number, digest in expected.items() if digest is not None}
         drift = drifted(tuple(reports.values()), found)
-        return Overview(status, self.member.active, reports, drift)
+        missing = {node: at for node, at in seen.items() if node not in reports}
+        return Overview(status, self.member.active, reports, drift, missing)
 
     async def history(self, most: int) -> tuple[FleetVersion, ...]:
         """Return the newest versions, newest first."""

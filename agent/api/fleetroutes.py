@@ -32,6 +32,7 @@ class FleetRoutes:
             "fleetDiff": self._diff,
             "fleetCompare": self._compare,
             "fleetRollback": self._rollback,
+            "fleetForget": self._forget,
             "fleetOrder": self._order,
         }
 
@@ -54,9 +55,18 @@ class FleetRoutes:
         number = requests.fleet_version(request.match_info["number"])
         fleet = self._control.in_fleet()
         entry, services = await fleet.version(number)
+        active = fleet.active
+        newest = number if active is None else active.newest
+        entries = await fleet.history(max(newest - number, 0) + 1)
         return await asyncio.to_thread(  # there may be thousands of services
-            lambda: as_json(fleetviews.version(entry, services, fleet.active))
+            lambda: as_json(fleetviews.version(entry, services, entries, active))
         )
+
+    async def _forget(self, request: web.Request) -> web.Response:
+        parameters(request)
+        node = requests.forgotten(requests.json_object(await request.read()))
+        await self._control.in_fleet().forget(node)
+        return await self._shown()
 
     async def _diff(self, request: web.Request) -> web.Response:
         given = parameters(request, requests.DIFF_PARAMETERS)

@@ -62,20 +62,30 @@ class FleetBalancer(TypedDict):
     last_minute: FleetWork
 
 
+class MissingBalancer(TypedDict):
+    """A balancer of the fleet that does not report. `last_seen` is a minute too early at most."""
+
+    node: str
+    last_seen: Time
+
+
 class FleetOverview(TypedDict):
-    """The fleet. `balancers` are those that report; none while the store is away."""
+    """The fleet. `balancers` are those that report, and `missing` those that did before and were
+    not forgotten; both are empty while the store is away.
+    """
 
     fleet: FleetMembership
     rollout: FleetRollout | None
     last_rollout: EndedRollout | None
     balancers: list[FleetBalancer]
+    missing: list[MissingBalancer]
 
 
 class FleetVersion(TypedDict):
     """One version of the fleet's services.
 
     `base`: the version that it was made from. `changes` has the first of `changes_count`. `state`:
-    what became of it, if it is the stable one, is being tried, or was aborted last.
+    what became of it; empty: it was stable once.
     """
 
     number: int
@@ -115,6 +125,12 @@ class FleetComparison(TypedDict):
     one: str
     other: str
     differences: list[FleetDifference]
+
+
+class ForgetBody(TypedDict):
+    """The balancer to forget, which does not report any more."""
+
+    node: str
 
 
 class FleetBody(TypedDict, total=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent.api.times import age_s, rfc3339
 from agent.fleet.overview import Overview
 from agent.fleet.reports import Difference, Report
-from agent.fleet.versions import Active, Documents, FleetVersion
+from agent.fleet.versions import Active, Documents, FleetVersion, outcomes
 from agent.state.fleetview import FleetStatus
 
 type Json = dict[str, object]
@@ -41,6 +41,9 @@ def overview(found: Overview, at: float) -> Json:
         "balancers": [
             _balancer(report, found.active, report.node in found.drifted)
             for report in reports.values()
+        ],
+        "missing": [
+            {"node": node, "last_seen": rfc3339(at)} for node, at in sorted(found.missing.items())
         ],
     }
 
@@ -99,7 +102,7 @@ def _balancer(report: Report, active: Active | None, is_drifted: bool) -> Json:
     }
 
 
-def entry(each: FleetVersion, active: Active | None) -> Json:
+def _entry(each: FleetVersion, state: str) -> Json:
     """Return one version."""
     return {
         "number": each.number,
@@ -111,32 +114,28 @@ def entry(each: FleetVersion, active: Active | None) -> Json:
         "message": each.message,
         "changes": list(each.changes),
         "changes_count": each.changes_count,
-        "state": _state(each, active),
+        "state": state,
     }
 
 
-def _state(each: FleetVersion, active: Active | None) -> str:
-    """Return what became of a version, as far as it can be told."""
-    if active is None:
-        return ""
-    if each.number == active.stable:
-        return "stable"
-    if active.rollout is not None and each.number == active.rollout.version:
-        return "trying"
-    ended = active.ended
-    if ended is not None and each.number == ended.version and ended.outcome == "aborted":
-        return "aborted"
-    return ""
-
-
 def history(entries: tuple[FleetVersion, ...], active: Active | None) -> Json:
-    """Return the body of GET /v1/fleet/history."""
-    return {"versions": [entry(each, active) for each in entries]}
+    """Return the body of GET /v1/fleet/history. ``entries`` are the newest, newest first."""
+    states = {} if active is None else outcomes(entries, active)
+    return {"versions": [_entry(each, states.get(each.number, "")) for each in entries]}
 
 
-def version(each: FleetVersion, services: Documents, active: Active | None) -> Json:
-    """Return the body of GET /v1/fleet/versions/NUMBER."""
-    return entry(each, active) | {"services": [dict(service) for service in services.values()]}
+def version(
+    each: FleetVersion,
+    services: Documents,
+    entries: tuple[FleetVersion, ...],
+    active: Active | None,
+) -> Json:
+    """Return the body of GET /v1/fleet/versions/NUMBER.
+
+    ``entries`` are all versions from the newest one down to this one.
+    """
+    state = "" if active is None else outcomes(entries, active).get(each.number, "")
+    return _entry(each, state) | {"services": [dict(service) for service in services.values()]}
 
 
 def compared(one: str, other: str, found: tuple[Difference, ...]) -> Json:

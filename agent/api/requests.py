@@ -38,6 +38,7 @@ MAX_CANARIES = 1000
 MAX_BAKE_S = 7 * 86_400.0
 FLEET_VERBS = ("import", "promote", "abort", "freeze", "thaw")
 FLEET_FIELDS = ("message",)
+FORGET_FIELDS = ("node",)
 FLEET_HISTORY_PARAMETERS = ("limit",)
 COMPARE_PARAMETERS = ("one", "other")
 MAX_FLEET_VERSIONS = 1000
@@ -346,12 +347,27 @@ def fleet_order(verb: str, body: Mapping[str, object]) -> str:
         raise NotFoundError(
             f"there is no /v1/fleet/{verb}",
             where="the path",
-            remedy=f"use one of {', '.join(FLEET_VERBS)}, rollback",
+            remedy=f"use one of {', '.join(FLEET_VERBS)}, forget, rollback",
         )
     for name in body:
         if name not in FLEET_FIELDS:
             raise _unknown("field", name, FLEET_FIELDS)
     return _how(body).message
+
+
+def forgotten(body: Mapping[str, object]) -> str:
+    """Return which balancer POST /v1/fleet/forget names."""
+    for name in body:
+        if name not in FORGET_FIELDS:
+            raise _unknown("field", name, FORGET_FIELDS)
+    node = _name(body, "node")
+    if not node:
+        raise RequestError(
+            "is missing",
+            where="field node",
+            remedy="name a balancer that does not report: lbctl fleet status",
+        )
+    return node
 
 
 def fleet_history(given: Mapping[str, str]) -> int:

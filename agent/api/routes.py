@@ -458,6 +458,17 @@ _CONFIGURE = (
     ),
     Route(
         "POST",
+        "/v1/fleet/forget",
+        Role.ADMIN,
+        "fleetForget",
+        "Forgets a balancer that does not report any more, so that nobody misses it.",
+        "/v1/fleet/forget",
+        fleetshapes.FleetOverview,
+        body=fleetshapes.ForgetBody,
+        sent={"node": "lb3"},
+    ),
+    Route(
+        "POST",
         "/v1/fleet/{verb}",
         Role.ADMIN,
         "fleetOrder",

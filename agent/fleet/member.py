@@ -52,6 +52,7 @@ BRIEF_S = 6.0  # a change waits for so long after the store has failed; an elect
 REFUSED_AGAIN_S = 15.0  # a version that was refused is tried again
 WINDOW_S = 60.0  # reports cover about this time
 KEEP_ALIVES = 3  # within the time of a lease
+SEEN_EVERY_S = 60.0  # a balancer notes in the store that it reports
 _NO_REPORT = Report("", "", "", 0.0, "", 0, 0.0)
 
 type Take = Callable[[int, Documents, FleetVersion | None], Awaitable[None]]
@@ -111,6 +112,7 @@ class Member:
         self._unreadable: UnreadableError | None = None
         self._namesake_at: float | None = None  # when another's report was found under our name
         self._missed_since: float | None = None  # when the store did not take a report first
+        self._seen_at = -SEEN_EVERY_S  # when that was noted
         self._unseen = ""  # why the others do not see this balancer
         self._unsaved = ""
         self._rollout_since: tuple[int, float] = 0, 0.0  # a version, and when it was seen first
@@ -566,6 +568,7 @@ class Member:
                     await self.store.client.put(PARTS + self.node, packed, lease)
                     parts = figures.parts
                 is_reported = True
+                await self._note_seen(report.at)
                 await self._judge()
             except LeaseLostError:
                 lease = 0
@@ -576,6 +579,12 @@ class Member:
                     self._miss(error)
             except Exception:  # the task's root
                 log.exception("reporting to the fleet broke")
+
+    async def _note_seen(self, at: float) -> None:
+        """Note that this balancer reports where it stays when the lease has ended."""
+        if time.monotonic() - self._seen_at >= SEEN_EVERY_S:
+            await self.store.note_seen(self.node, at)
+            self._seen_at = time.monotonic()
 
     def _miss(self, error: StoreError) -> None:
         """Note why the store did not take the report; log it once the others miss it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.config.plan import Change
@@ -15,12 +15,17 @@ from agent.state.fleetview import FleetStatus
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The whole fleet as one balancer sees it. ``reports`` None: the store is away."""
+    """The whole fleet as one balancer sees it. ``reports`` None: the store is away.
+
+    ``missing``: when each balancer that does not report any more did so last, in seconds since the
+    epoch by its own clock.
+    """
 
     status: FleetStatus
     active: Active | None
     reports: Mapping[str, Report] | None
     drifted: frozenset[str] = frozenset()
+    missing: Mapping[str, float] = field(default_factory=dict)
 
 
 class FleetPart(Protocol):
@@ -59,6 +64,10 @@ class FleetPart(Protocol):
 
     async def end_rollout(self, *, promote: bool, author: Author) -> Active:
         """Promote the version that is being tried, or give it up; return what is active then."""
+        ...
+
+    async def forget(self, node: str) -> None:
+        """Forget a balancer that is gone for good. Raises NotFoundError or ConflictError."""
         ...
 
     async def freeze(self, author: Author) -> None:

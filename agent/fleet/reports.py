@@ -9,7 +9,8 @@ from itertools import zip_longest
 
 from agent.errors import UnreadableError
 
-NODES, PARTS = "nodes/", "parts/"
+NODES, PARTS = "nodes/", "parts/"  # under a lease
+SEEN = "seen/"  # stays when the lease has ended, so that a balancer that died is missed
 MOST_BYTES = 1 << 20  # of a report
 MOST_DOWN = 20  # services without a usable backend that a report names
 
@@ -152,6 +153,19 @@ def read_report(node: str, value: bytes) -> Report:
                 _work(more.get("before")),
             )
     raise _unreadable(node, "it has not the shape of a report")
+
+
+def write_seen(at: float) -> bytes:
+    """Return when a balancer reported, in seconds since the epoch, as it is stored."""
+    return json.dumps({"at": round(at)}).encode()
+
+
+def read_seen(node: str, value: bytes) -> float:
+    """Return when a balancer reported. Raises UnreadableError if it cannot be read."""
+    match _json(node, value):
+        case {"at": float(at) | int(at)}:
+            return at
+    raise _unreadable(node, "it does not say when")
 
 
 def write_parts(parts: Mapping[str, Part]) -> bytes:

@@ -7,8 +7,18 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.errors import NotFoundError, OvertakenError, StoreError, UncertainError
-from agent.fleet.etcd import Client, Listing
-from agent.fleet.reports import NODES, PARTS, Part, Report, read_parts, read_report
+from agent.fleet.etcd import Client, Listing, Row
+from agent.fleet.reports import (
+    NODES,
+    PARTS,
+    SEEN,
+    Part,
+    Report,
+    read_parts,
+    read_report,
+    read_seen,
+    write_seen,
+)
 from agent.fleet.versions import (
     ACTIVE,
     LOG,
@@ -161,47 +171,57 @@ class FleetStore:
         if new.snapshot == number:
             puts[snapshot_key(number)] = pack_snapshot(order.after)
         unchanged = {log_key(number): 0, ACTIVE: known.revision}
-        revision = await self._written(unchanged, puts, log_key(number))
+        revision, is_refused = await self._commit(unchanged, puts)
+        if not revision:
+            row = await self._look(log_key(number))
+            if row is None or row.value != puts[log_key(number)]:
+                raise _overtaken() if row is not None or is_refused else _uncertain()
+            revision = row.revision
         known.log.add(entry)
         if new.snapshot == number:
             await self._trim(number)
         return Known(new, revision, known.read_at, known.log), entry
 
     async def set_active(self, known: Known, new: Active) -> Known:
-        """Make another version active. Raises OvertakenError, or StoreError."""
-        puts = {ACTIVE: write_active(new)}
-        revision = await self._written({ACTIVE: known.revision}, puts, ACTIVE)
-        return replace(known, active=new, revision=revision)
+        """End a rollout: ``new`` says how. Raises OvertakenError, or StoreError."""
+        revision, _ = await self._commit({ACTIVE: known.revision}, {ACTIVE: write_active(new)})
+        if revision:
+            return replace(known, active=new, revision=revision)
+        row = await self._look(ACTIVE)
+        if row is None:
+            raise _uncertain()
+        found = read_active(row.value)
+        if found.ended == new.ended:  # whatever has been changed since
+            return replace(known, active=found, revision=row.revision)
+        ends = [each.version for each in (found.ended, new.ended) if each is not None]
+        raise _overtaken() if len(set(ends)) == 1 < len(ends) else _uncertain()
 
-    async def _written(
-        self, unchanged: Mapping[str, int], puts: Mapping[str, bytes], key: str
-    ) -> int:
-        """Make a change, and return its revision. Raises OvertakenError, or StoreError.
+    async def _commit(
+        self, unchanged: Mapping[str, int], puts: Mapping[str, bytes]
+    ) -> tuple[int, bool]:
+        """Make a change, and return its revision, or 0 if its answer got lost.
 
-        The answer gets lost when the leader dies. Then the change is sent once more: it cannot be
-        made twice, because it demands what was there before. ``key`` shows whether it was made.
+        That happens when the leader dies. Then the change is sent once more: it cannot be made
+        twice, because it demands what was there before. The second value: that was refused, so
+        either it had been made, or another balancer's. Raises OvertakenError, or StoreError.
         """
-        is_certain = False
         with contextlib.suppress(UncertainError):
             revision = await self.client.commit(unchanged, puts)
             if revision is None:
                 raise _overtaken()
-            return revision
+            return revision, False
         with contextlib.suppress(UncertainError):
             revision = await self.client.commit(unchanged, puts)
-            if revision is not None:
-                return revision
-            is_certain = True  # the first one was made, or another balancer's
+            return revision or 0, revision is None
+        return 0, False
+
+    async def _look(self, key: str) -> Row | None:
+        """Return what a key holds, to see whether a change was made."""
         try:
             rows = (await self.client.get(key)).rows
         except StoreError as error:
             raise _uncertain() from error
-        row = rows[0] if rows else None
-        if row is not None and row.value == puts[key]:
-            return row.revision
-        if is_certain or (0 if row is None else row.revision) != unchanged[key]:
-            raise _overtaken()
-        raise _uncertain()
+        return rows[0] if rows else None
 
     async def _trim(self, newest: int) -> None:
         """Remove the versions that are older than the history reaches. Failing is no harm."""
@@ -257,6 +277,25 @@ class FleetStore:
         """Return what a balancer reports at present."""
         rows = (await self.client.get(NODES + node)).rows
         return read_report(node, rows[0].value) if rows else None
+
+    async def note_seen(self, node: str, at: float) -> None:
+        """Note that a balancer reports; ``at`` in seconds since the epoch."""
+        await self.client.put(SEEN + node, write_seen(at))
+
+    async def seen(self) -> dict[str, float]:
+        """Return when the balancers reported, those included that do not any more."""
+        found = {}
+        for row in (await self.client.list(SEEN)).rows:
+            node = row.key.removeprefix(SEEN)
+            try:
+                found[node] = read_seen(node, row.value)
+            except StoreError as error:
+                log.warning("it cannot be told when a balancer reported", problem=str(error))
+        return found
+
+    async def forget(self, node: str) -> bool:
+        """Forget that a balancer has reported; return whether it had."""
+        return await self.client.delete(SEEN + node) > 0
 
     async def parts(self, nodes: Iterable[str]) -> Mapping[str, Mapping[str, Part]]:
         """Return the digests of the services of some balancers. Raises NotFoundError."""

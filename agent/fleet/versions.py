@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from agent.config.versions import MAX_CHANGES
@@ -128,6 +128,28 @@ class Active:
     def _without(self, stable: int, outcome: str, why: str, who: str, at: float) -> Active:
         ended = Ended(self._rollout.version, outcome, why, who, at)
         return replace(self, stable=stable, rollout=None, ended=ended)
+
+
+def outcomes(entries: Sequence[FleetVersion], active: Active) -> dict[int, str]:
+    """Return what became of versions, by number: ``stable``, ``trying``, ``aborted``, or empty if
+    it was stable once.
+
+    ``entries`` are the newest versions, newest first. Each stable version was made from the one
+    that was stable before it, so all that are not on this way back were given up.
+    """
+    found, was_stable = {}, active.stable
+    trying = 0 if active.rollout is None else active.rollout.version
+    for entry in entries:
+        if entry.number == trying:
+            found[entry.number] = "trying"
+        elif entry.number == was_stable:
+            found[entry.number] = "stable" if entry.number == active.stable else ""
+            was_stable = entry.base
+        elif was_stable < entry.number <= active.newest:
+            found[entry.number] = "aborted"
+        else:
+            found[entry.number] = ""  # written after what is active was heard
+    return found
 
 
 class Log:

@@ -47,7 +47,8 @@ def status(env: Environment) -> None:
     """Show every balancer of the fleet, and its version.
 
     It ends with exit status 1 if a balancer does not run what it should: it is behind, frozen,
-    has refused a version, runs other services than its version has, or the store is away.
+    does not report, has refused a version, runs other services than its version has, or the
+    store is away.
 
     \b
     Example:
@@ -94,7 +95,7 @@ def _overview(env: Environment, data: Json) -> list[object]:
     )
     from lbctl.commands.events import local_time
 
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             Cell(each["node"]),
             Cell(each["role"]),
@@ -106,11 +107,23 @@ def _overview(env: Environment, data: Json) -> list[object]:
         )
         for each in data["balancers"]
     )
+    rows += tuple(
+        (Cell(each["node"]), *(Cell("-") for _ in range(len(columns) - 2)), Cell(*_missing(each)))
+        for each in data["missing"]
+    )
     problem = [("PROBLEM", own["problem"])] if own["problem"] else []
     shown: list[object] = [*facts(env, [*problem, *about]), ""]
     if not rows:
         return [*shown, "no balancer reports" + (" while the store is away" if problem else "")]
     return [*shown, Table(columns, rows, prose_under="ROLE")]
+
+
+def _missing(balancer: Json) -> tuple[str, str]:
+    """Return what is to be said about a balancer that does not report, and its colour."""
+    from lbctl.commands.events import local_time
+
+    seen = local_time(balancer["last_seen"])
+    return f"does not report: its agent is down, or cannot reach the store (seen {seen})", "red"
 
 
 def _state(balancer: Json) -> tuple[str, str]:
@@ -135,7 +148,7 @@ def _state(balancer: Json) -> tuple[str, str]:
 
 def _problems(data: Json) -> bool:
     """Return whether a balancer does not run what it should."""
-    return bool(data["fleet"]["problem"]) or any(
+    return bool(data["fleet"]["problem"]) or bool(data["missing"]) or any(
         each["drift"] or each["behind_by"] or each["frozen"] is not None
         or each["refused_version"] is not None or each["problem"]
         for each in data["balancers"]
@@ -355,6 +368,23 @@ def export(env: Environment, number: int | None) -> None:
         raise ApiError("the fleet has no version yet", remedy="lbctl fleet import")
     data = {"services": agent.get(f"/v1/fleet/versions/{number}")["services"]}
     emit(env, data, lambda shown: [write_yaml(shown).rstrip()])
+
+
+@fleet.command("forget")
+@click.argument("balancer", metavar="BALANCER")
+@agent_options
+@pass_environment
+def forget(env: Environment, balancer: str) -> None:
+    """Forget a balancer that is gone for good, so that it is not missed any more.
+
+    It must not report any more. If it ever does, it is shown again.
+
+    \b
+    Example:
+      lbctl fleet forget lb3
+    """
+    data = env.agent_to_change().post("/v1/fleet/forget", {"node": balancer})
+    emit(env, data, lambda _: [f"{balancer} is forgotten"])
 
 
 @fleet.command("freeze")

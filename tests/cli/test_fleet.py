@@ -54,6 +54,7 @@ FLEET: dict[str, Any] = {
     "rollout": None,
     "last_rollout": None,
     "balancers": [balancer("lb1"), balancer("lb2")],
+    "missing": [],
 }
 VERSION: dict[str, Any] = {
     "number": 11,
@@ -116,6 +117,18 @@ def test_a_service_without_a_backend_is_shown_and_no_fault_of_the_fleet(fleet, r
     result = run("fleet")
     assert result.code == 0
     assert "no usable backend: chat" in result.out
+
+
+def test_a_balancer_that_does_not_report_is_shown_and_can_be_forgotten(agent, fleet, run):
+    fleet["missing"] = [{"node": "lb3", "last_seen": AT}]
+    result = run("fleet")
+    assert result.code == 1
+    row = result.out.splitlines()[6]
+    assert row.split()[:3] == ["lb3", "-", "-"]
+    assert "does not report: its agent is down, or cannot reach the store (seen" in row
+    forgotten = run("fleet", "forget", "lb3")
+    assert (forgotten.code, forgotten.out) == (0, "lb3 is forgotten\n")
+    assert agent.moves == [("forget", {"node": "lb3"})]
 
 
 def test_without_the_store_it_says_why(fleet, run):

@@ -191,6 +191,11 @@ def test_a_canary_runs_on_one_until_an_operator_gives_it_up(
     lb3.edit("chat", "a", weight=200)  # a version that was given up is no base of the next
     fleet.agrees("chat", a=200, b=100)
     assert newest(lb1, 1)[0]["number"] == number + 1
+    lb3.edit("chat", "a", weight=300, canary=canary("lb2"))
+    assert lb3.lbctl("rollout", "promote").status == 0
+    how_it_ended(fleet)
+    assert [each["state"] for each in newest(lb1, 3)] == ["stable", "", "aborted"]
+    assert lb1.api.get(f"/v1/fleet/versions/{number}")["state"] == "aborted"
 
 
 def test_a_canary_that_does_well_is_promoted(fleet: Fleet, lb2: Balancer) -> None:
@@ -217,6 +222,7 @@ def test_a_canary_that_refuses_the_version_ends_it(
     assert lb3.own()["version"] == before
 
 
+@pytest.mark.soak  # tests/unit/fleet/test_rollout.py has it too
 def test_a_canary_where_a_service_loses_its_last_backend_ends_it(
     fleet: Fleet, lb1: Balancer
 ) -> None:
@@ -304,6 +310,7 @@ def test_a_member_hangs(fleet: Fleet, lb1: Balancer, member: int) -> None:
     fleet.agrees("chat", a=300, b=100)
 
 
+@pytest.mark.soak  # tests/unit/test_fleetcontrol.py has it too, and test_etcd.py a real majority
 def test_most_members_are_gone(fleet: Fleet, lb1: Balancer) -> None:
     before = fleet.version()
     leader = fleet.store.leader()
@@ -328,6 +335,13 @@ def test_etcd_forgets_its_past_while_a_balancer_is_away(
     for weight in (200, 300):
         lb1.edit("chat", "a", weight=weight)
     fleet.store.compact()
+    soon("it is missed", lambda: [each["node"] for each in lb1.fleet()["missing"]] == ["lb3"])
+    assert "so it would be back at once" in lb1.lbctl("fleet", "forget", "lb2").text
+    said = lb1.lbctl("fleet")
+    assert said.status == 1
+    assert "does not report" in said.text
+    assert lb1.lbctl("fleet", "forget", "lb3").status == 0
+    soon("it is not missed any more", lambda: lb1.lbctl("fleet").status == 0)
     lb3.start()
     lb3.wait()
     fleet.agrees("chat", a=300, b=100)

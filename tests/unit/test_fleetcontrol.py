@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -20,7 +21,7 @@ from agent.config.store import RunningStore
 from agent.config.versions import Author
 from agent.control import AgentControl
 from agent.core import Core
-from agent.errors import ConfigError, ConflictError, StoreError
+from agent.errors import ConfigError, ConflictError, NotFoundError, StoreError
 from agent.fleet import member as members
 from agent.fleet.reports import Part
 from agent.fleet.saved import Saved
@@ -311,6 +312,29 @@ async def test_an_import_into_a_lost_store_is_newer_than_what_anybody_runs(
         assert await one.fleet.import_services(ANNA) == 5
         await two.at(5)
         assert two.weights()["gpu-1"] == 100
+
+
+@runs
+async def test_a_balancer_that_does_not_report_any_more_is_missed_until_it_is_forgotten(
+    memory: Memory, tmp_path: Path
+) -> None:
+    one, two = Agent(tmp_path / "1", "lb1"), Agent(tmp_path / "2", "lb2")
+    async with works(one):
+        async with works(two):
+            await one.until(lambda: len([k for k in memory.rows if "/seen/" in k]) == 2)
+            assert not (await one.fleet.overview()).missing
+            with pytest.raises(ConflictError, match="lb2 reports"):
+                await one.fleet.forget("lb2")
+            _, _, lease = memory.rows["/steelyard/prod/nodes/lb2"]
+        assert lease is not None
+        memory.end_lease(lease)
+        missing = (await one.fleet.overview()).missing
+        assert list(missing) == ["lb2"]
+        assert abs(missing["lb2"] - time.time()) < 60
+        await one.fleet.forget("lb2")
+        assert not (await one.fleet.overview()).missing
+        with pytest.raises(NotFoundError, match="no balancer lb2"):
+            await one.fleet.forget("lb2")
 
 
 def test_a_saved_version_that_does_not_fit_the_file_is_refused_by_its_number(

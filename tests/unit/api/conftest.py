@@ -428,7 +428,7 @@ class FakeFleet:
         self.active = ACTIVE
         self.asked = []
         self.different = (Difference("chat", "other settings or backends"),)
-        self.shown = Overview(FLEET, ACTIVE, REPORTS, frozenset({"lb3"}))
+        self.shown = Overview(FLEET, ACTIVE, REPORTS, frozenset({"lb3"}), {"lb4": NOW - 600})
 
     async def overview(self):
         return self.shown
@@ -456,6 +456,9 @@ class FakeFleet:
     async def end_rollout(self, *, promote, author):
         self.asked.append(("promote" if promote else "abort", author))
         return ACTIVE
+
+    async def forget(self, node):
+        self.asked.append(("forget", node))
 
     async def freeze(self, author):
         self.asked.append(("freeze", author))

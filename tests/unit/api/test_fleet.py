@@ -23,6 +23,7 @@ def test_the_fleet_is_shown_with_each_balancer(api):
     one, three = body["balancers"]
     assert (one["node"], one["behind_by"], one["drift"]) == ("lb1", 0, False)
     assert (three["node"], three["behind_by"], three["drift"]) == ("lb3", 0, True)
+    assert [each["node"] for each in body["missing"]] == ["lb4"]
 
 
 def test_a_balancer_may_be_behind():
@@ -36,17 +37,11 @@ def test_while_the_store_is_away_no_balancers_are_shown():
     assert (body["balancers"], body["rollout"]) == ([], None)
 
 
-@pytest.mark.parametrize(
-    ("active", "state"),
-    [
-        (ACTIVE, "stable"),
-        (Active(12, 12), ""),
-        (ACTIVE.with_version(11, ACTIVE.rollout), "stable"),
-        (None, ""),
-    ],
-)
+@pytest.mark.parametrize(("active", "state"), [(ACTIVE, "stable"), (None, "")])
 def test_it_is_said_what_became_of_a_version(active, state):
-    assert fleetviews.entry(FLEET_VERSION, active)["state"] == state
+    (shown,) = fleetviews.history((FLEET_VERSION,), active)["versions"]
+    assert shown["state"] == state
+    assert fleetviews.version(FLEET_VERSION, {}, (FLEET_VERSION,), active)["state"] == state
 
 
 def test_the_history_a_version_a_diff_and_a_comparison(api, control):
@@ -57,7 +52,8 @@ def test_the_history_a_version_a_diff_and_a_comparison(api, control):
         {"service": "chat", "what": "other settings or backends"}
     ]
     assert control.fleet.asked == [
-        ("history", 7), ("version", 11), ("diff", 3, 4), ("compare", "lb1", "lb3"),
+        ("history", 7), ("version", 11), ("history", 2), ("diff", 3, 4),
+        ("compare", "lb1", "lb3"),
     ]  # fmt: skip
 
 
@@ -74,6 +70,12 @@ def test_thawing_needs_no_body(api, control):
     assert control.fleet.asked == [("thaw",)]
 
 
+def test_a_balancer_is_forgotten(api, control):
+    status, body = api.post("/v1/fleet/forget", node="lb4")
+    assert (status, body["fleet"]["name"]) == (200, "prod")
+    assert control.fleet.asked == [("forget", "lb4")]
+
+
 def test_a_rollback_is_as_one_of_the_configuration(api, control):
     status, body = api.post("/v1/fleet/rollback", version=3, service="chat", dry_run=True)
     assert (status, body["applied"]) == (200, False)
@@ -86,6 +88,9 @@ def test_a_rollback_is_as_one_of_the_configuration(api, control):
         ("POST", "/v1/fleet/melt", {}, 404, "there is no /v1/fleet/melt"),
         ("POST", "/v1/fleet/freeze", {"why": "x"}, 400, "why"),
         ("POST", "/v1/fleet/rollback", {}, 400, "is missing"),
+        ("POST", "/v1/fleet/forget", {}, 400, "is missing"),
+        ("POST", "/v1/fleet/forget", {"node": ""}, 400, "is missing"),
+        ("POST", "/v1/fleet/forget", {"balancer": "lb4"}, 400, "balancer"),
         ("GET", "/v1/fleet/history?limit=0", None, 400, "1 to 1000"),
         ("GET", "/v1/fleet/versions/x", None, 400, "not a number"),
         ("GET", "/v1/fleet/diff", None, 400, "is missing"),

@@ -87,6 +87,7 @@ def test_routes_that_need_no_more_than_a_viewer_are_these():
         "rollback",
         "reload",
         "fleetRollback",
+        "fleetForget",
         "fleetOrder",
     }
     assert all(route.role is not Role.VIEWER for route in ROUTES if route.method == "POST")
@@ -115,6 +116,7 @@ REMOVE = {"op": "backend.remove", "service": "chat", "backend": "gpu-1"}
         ("rollback", {"version": 1, "dry_run": True}, Role.VIEWER),
         ("fleetRollback", {"version": 1}, Role.ADMIN),
         ("fleetRollback", {"version": 1, "dry_run": True}, Role.VIEWER),
+        ("fleetForget", {"node": "lb3"}, Role.ADMIN),
         ("fleetOrder", {}, Role.ADMIN),
         ("edit", WEIGHT | {"canary": {"nodes": ["lb3"]}}, Role.OPERATOR),
         ("reload", {}, Role.ADMIN),

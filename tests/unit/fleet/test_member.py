@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from agent.errors import ConfigError, ConflictError, OvertakenError, StoreError
 from agent.fleet import member as members
 from agent.fleet import saved as disk
 from agent.fleet.member import Figures, Member
-from agent.fleet.reports import NODES, PARTS, Part, Work
+from agent.fleet.reports import NODES, PARTS, SEEN, Part, Work
 from agent.fleet.saved import Saved
 from agent.fleet.store import FleetStore, Known
 from agent.fleet.versions import ACTIVE, Documents, FleetVersion, Trial
@@ -464,6 +465,21 @@ async def test_it_reports_under_a_lease_and_again_when_that_has_ended(
         await one.until(lambda: PREFIX + NODES + "lb1" in memory.rows)
         await one.until(lambda: PREFIX + PARTS + "lb1" in memory.rows)
         await one.until(lambda: len(memory.leases) == 2)
+
+
+@runs
+async def test_that_it_reports_stays_known_when_its_lease_has_ended(
+    memory: Memory, tmp_path: Path
+) -> None:
+    await begin(1)
+    one = Balancer(tmp_path)
+    async with works(one):
+        await one.until(lambda: PREFIX + SEEN + "lb1" in memory.rows)
+        (lease,) = memory.leases
+    memory.end_lease(lease)
+    assert await one.member.store.reports() == {}
+    (at,) = (await one.member.store.seen()).values()
+    assert abs(at - time.time()) < 60
 
 
 @runs

@@ -10,9 +10,27 @@ import pytest
 
 from agent.errors import NotFoundError, OvertakenError, StoreError, UncertainError
 from agent.fleet.etcd import Listing
-from agent.fleet.reports import NODES, PARTS, Part, Report, write_parts, write_report
+from agent.fleet.reports import (
+    NODES,
+    PARTS,
+    SEEN,
+    Part,
+    Report,
+    write_parts,
+    write_report,
+    write_seen,
+)
 from agent.fleet.store import FleetStore, Known, Order
-from agent.fleet.versions import ACTIVE, LOG, SNAPSHOT_EVERY, SNAPSHOTS, Trial, log_key
+from agent.fleet.versions import (
+    ACTIVE,
+    LOG,
+    SNAPSHOT_EVERY,
+    SNAPSHOTS,
+    Rollout,
+    Trial,
+    log_key,
+    write_active,
+)
 from tests.unit.fleet.conftest import FLEET, runs
 from tests.unit.fleet.memory import Memory
 
@@ -123,15 +141,61 @@ async def test_a_change_that_may_still_come_is_said_to_be_uncertain(
     monkeypatch.setattr(store.client, "commit", lost)
     with pytest.raises(UncertainError, match="lbctl fleet history"):
         await store.add(known, order(2))
-    promoted = known.active.with_version(2, None)
+    tried = known.active.with_version(2, Rollout(2, ("lb3",), 1.0))
+    promoted = tried.promoted("well", "bob", 2.0)
     with pytest.raises(UncertainError, match="lbctl fleet history"):
         await store.set_active(known, promoted)
-    await FleetStore(FLEET).client.put(ACTIVE, b"another balancer's")
+    await FleetStore(FLEET).client.put(ACTIVE, write_active(tried.aborted("bad", "anna", 2.0)))
     with pytest.raises(OvertakenError):
         await store.set_active(known, promoted)
-    memory.write({PREFIX + ACTIVE: None})
-    with pytest.raises(OvertakenError):
+    memory.write({PREFIX + ACTIVE: None})  # nobody can tell whether it was ours
+    with pytest.raises(UncertainError):
         await store.set_active(known, promoted)
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+@runs
+async def test_the_end_of_a_rollout_is_found_although_the_fleet_was_changed_since(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """The answer gets lost, and another balancer makes a version before it is looked for."""
+    store, other = FleetStore(FLEET), FleetStore(FLEET)
+    known, _ = await store.add(await add(store, 1), order(2, trial=Trial(("lb3",), 60.0)))
+    commit, calls = store.client.commit, [0]
+
+    async def lost(*args: Any) -> int | None:
+        calls[0] += 1
+        if calls[0] > 1 and is_refused:
+            return await commit(*args)
+        if calls[0] == 1:
+            await commit(*args)
+            await other.add(await other.read(), order(3))
+        raise UncertainError("no answer", where="e1", remedy="")
+
+    monkeypatch.setattr(store.client, "commit", lost)
+    found = await store.set_active(known, known.active.promoted("well", "bob", 2.0))
+    assert calls == [2]
+    assert found.active == (await other.read()).active
+    assert (found.active.stable, found.revision) == (3, (await other.read()).revision)
+
+
+@runs
+async def test_the_end_of_another_rollout_says_nothing_about_ours(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = FleetStore(FLEET), FleetStore(FLEET)
+    known, _ = await store.add(await add(store, 1), order(2, trial=Trial(("lb3",), 60.0)))
+    commit = store.client.commit
+
+    async def lost(*args: Any) -> int | None:
+        await commit(*args)
+        theirs, _ = await other.add(await other.read(), order(3, trial=Trial(("lb3",), 60.0)))
+        await other.set_active(theirs, theirs.active.aborted("bad", "anna", 3.0))
+        raise UncertainError("no answer", where="e1", remedy="")
+
+    monkeypatch.setattr(store.client, "commit", lost)
+    with pytest.raises(UncertainError):
+        await store.set_active(known, known.active.promoted("well", "bob", 2.0))
 
 
 @runs
@@ -267,6 +331,17 @@ async def test_reports_are_those_that_can_be_read(memory: Memory) -> None:
     assert await store.parts(["lb2"]) == {"lb2": {"chat": Part("a", "b", "c")}}
     with pytest.raises(NotFoundError, match="no balancer lb9 reports"):
         await store.parts(["lb2", "lb9"])
+
+
+@runs
+async def test_who_has_reported_is_known_until_it_is_forgotten(memory: Memory) -> None:
+    store = FleetStore(FLEET)
+    await store.note_seen("lb2", 100.4)
+    memory.write({PREFIX + SEEN + "lb3": b"?", PREFIX + SEEN + "lb22": write_seen(7)})
+    assert await store.seen() == {"lb2": 100.0, "lb22": 7.0}
+    assert await store.forget("lb2")
+    assert not await store.forget("lb2")
+    assert await store.seen() == {"lb22": 7.0}
 
 
 @runs

@@ -24,6 +24,7 @@ from agent.fleet.versions import (
     entry_of,
     log_key,
     number_of,
+    outcomes,
     pack_entry,
     pack_snapshot,
     read_active,
@@ -95,6 +96,32 @@ def test_each_version_has_its_services_wherever_reading_begins(
     log.forget_before(stable)
     for number in range(stable, len(states) + 1):
         assert later.documents(number) == log.documents(number) == known[number]
+
+
+@given(
+    orders=st.lists(st.sampled_from(["edit", "promoted", "aborted", "trying"]), max_size=12),
+    most=st.integers(1, 12),
+)
+def test_what_became_of_each_version_is_known_from_the_newest_ones(
+    orders: list[str], most: int
+) -> None:
+    active, entries, wanted = Active(), [], {}
+    for number, order in enumerate(orders, 1):
+        entries.append(made(number, active.stable, {}, {}))
+        active = active.with_version(
+            number, None if order == "edit" else Rollout(number, ("lb3",), 1.0)
+        )
+        wanted[number] = {"aborted": "aborted", "trying": "trying"}.get(order, "")
+        if order == "trying":
+            break
+        if order in ("promoted", "aborted"):
+            active = getattr(active, order)("why", "root", 2.0)
+    if active.stable:
+        wanted[active.stable] = "stable"
+    newest = entries[::-1][:most]
+    assert outcomes(newest, active) == {each.number: wanted[each.number] for each in newest}
+    later = made(active.newest + 1, active.stable, {}, {})  # it was written after that was heard
+    assert outcomes([later, *newest], active)[later.number] == ""
 
 
 def test_a_version_whose_base_is_missing_is_not_known() -> None:
