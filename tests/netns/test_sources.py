@@ -125,7 +125,9 @@ def test_a_blocked_client_loses_its_connections_and_others_do_not(here: Site) ->
     assert is_served(here)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL]
+)
 def test_blocks_outlive_the_agent_and_hold_while_it_is_away(
     here: Site, number: signal.Signals
 ) -> None:
