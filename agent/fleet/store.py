@@ -193,8 +193,9 @@ class FleetStore:
         found = read_active(row.value)
         if found.ended == new.ended:  # whatever has been changed since
             return replace(known, active=found, revision=row.revision)
-        ends = [each.version for each in (found.ended, new.ended) if each is not None]
-        raise _overtaken() if len(set(ends)) == 1 < len(ends) else _uncertain()
+        if found.ended and new.ended and found.ended.version == new.ended.version:
+            raise _overtaken()
+        raise _uncertain()
 
     async def _commit(
         self, unchanged: Mapping[str, int], puts: Mapping[str, bytes]

@@ -57,6 +57,11 @@ class Spent:
         return self.control_s * 1000 / self.wall_s
 
     @property
+    def busy_share(self) -> float:
+        """The share of the time in which the core was busy."""
+        return (self.data_s + self.control_s + self.other_s) / self.wall_s
+
+    @property
     def other_share(self) -> float:
         """The share of the time in which others had the core."""
         return self.other_s / self.wall_s

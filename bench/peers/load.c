@@ -3,6 +3,7 @@
  *
  *   load serve PORT
  *   load ask KIND BYTES CONNECTIONS AT_ONCE RATE SECONDS ADDRESS:PORT...
+ *   load flood RATE SECONDS ADDRESS:PORT
  *
  * KIND is short (a small request and a small answer, then the server closes), up (the client sends
  * BYTES) or down (the server sends them).  RATE is the number of connections to begin per second,
@@ -10,12 +11,16 @@
  * output is JSON.  None of the known HTTP tools is used: they have no uploads that a layer-4
  * balancer would see as one connection, and a server that needs more CPU than the client's core
  * would set the pace for every balancer alike.
+ *
+ * flood sends RATE packets a second, each from another address and port of 198.18.0.0/15 (RFC 2544,
+ * 6): in turn a SYN, an ACK, data, and a RST, of connections that do not exist.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -304,6 +309,90 @@ static void client(int count, int at_once, int rate, double limit_s)
 	       failed + count - finished, now() - start);
 }
 
+/* --- the flood -------------------------------------------------------------------------- */
+
+#define STRANGERS 0xc6120000u /* 198.18.0.0/15 */
+#define JUNK 20
+
+struct junk {
+	struct iphdr ip;
+	struct tcphdr tcp;
+	char data[JUNK];
+} __attribute__((packed));
+
+static unsigned random_bits(void)
+{
+	static unsigned long long state = 88172645463325252ull;
+
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return state >> 16;
+}
+
+static unsigned sum_of(const void *start, size_t size)
+{
+	const unsigned char *at = start;
+	unsigned sum = 0;
+
+	for (size_t i = 0; i + 1 < size; i += 2)
+		sum += at[i] << 8 | at[i + 1];
+	return sum;
+}
+
+/* Makes the next packet; returns its length. */
+static size_t make_junk(struct junk *junk, unsigned number)
+{
+	unsigned what = number % 4, sum;
+	size_t of_tcp = sizeof(junk->tcp) + (what == 2 ? JUNK : 0);
+
+	*junk = (struct junk){
+		.ip = { .version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_TCP },
+		.tcp = { .doff = 5, .dest = peers[0].sin_port, .window = htons(64240) },
+	};
+	junk->ip.tot_len = htons(sizeof(junk->ip) + of_tcp);
+	junk->ip.saddr = htonl(STRANGERS | (random_bits() & 0x1ffff));
+	junk->ip.daddr = peers[0].sin_addr.s_addr;
+	junk->tcp.source = htons(1024 + random_bits() % 64000);
+	junk->tcp.seq = random_bits();
+	junk->tcp.syn = what == 0;
+	junk->tcp.ack = what == 1 || what == 2;
+	junk->tcp.psh = what == 2;
+	junk->tcp.rst = what == 3;
+	junk->tcp.ack_seq = junk->tcp.ack ? random_bits() : 0;
+	sum = sum_of(&junk->ip.saddr, 8) + IPPROTO_TCP + of_tcp + sum_of(&junk->tcp, of_tcp);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	junk->tcp.check = htons(~sum);
+	return sizeof(junk->ip) + of_tcp;
+}
+
+static void flood(int rate, double limit_s)
+{
+	int raw = socket(AF_INET, SOCK_RAW, IPPROTO_RAW);
+	double start = now();
+	unsigned sent = 0;
+	struct junk junk;
+
+	if (raw < 0)
+		die("socket");
+	prctl(PR_SET_TIMERSLACK, 1UL);
+	while (now() - start < limit_s) {
+		struct timespec pause = { .tv_nsec = 500000 };
+
+		for (unsigned due = (now() - start) * rate; sent < due; sent++) {
+			size_t size = make_junk(&junk, sent);
+
+			/* What the queue has no room for was sent too fast for the cable. */
+			if (sendto(raw, &junk, size, 0, (void *)&peers[0], sizeof(peers[0])) < 0 &&
+			    errno != ENOBUFS)
+				die("sendto");
+		}
+		nanosleep(&pause, NULL);
+	}
+	printf("{\"sent\": %u}\n", sent);
+}
+
 int main(int argc, char **argv)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -319,6 +408,9 @@ int main(int argc, char **argv)
 		for (int i = 8; i < argc; i++)
 			address(argv[i]);
 		client(atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atof(argv[7]));
+	} else if (argc == 5 && !strcmp(argv[1], "flood")) {
+		address(argv[4]);
+		flood(atoi(argv[2]), atof(argv[3]));
 	} else {
 		return 2;
 	}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from bench.machine import Machine
-from bench.peers.rounds import AT_ONCE, PACE, Measurement, Plan, Result
+from bench.peers.rounds import AT_ONCE, FLOOD, HONEST, PACE, Measurement, Plan, Result
 
 DISTURBED = 0.15  # of the time; interrupts that wake an idle core take up to 0.1
 
@@ -45,6 +45,8 @@ class Row:
     down_s_per_gb: Figure
     control_ms_per_s: Figure
     connections_per_s: Figure
+    flood_served: Figure  # percent of the honest connections during a flood
+    flood_core: Figure  # percent of the core during a flood
     disturbed: int  # measurements in which others used the core too much
     measurements: int
     target_us: float | None
@@ -65,12 +67,13 @@ def row(result: Result) -> Row:
         return figure(
             value(m)
             for m in result.measurements
-            if m.load.kind == kind and bool(m.load.rate) == paced
+            if m.load.kind == kind and bool(m.load.rate) == paced and not m.load.flood
         )
 
     def data_us(measured: Measurement) -> float:
         return measured.spent.per_connection_us(measured.load.connections)
 
+    floods = [m for m in result.measurements if m.load.flood]
     contender, running = result.contender, result.running
     return Row(
         name=contender.name,
@@ -82,6 +85,8 @@ def row(result: Result) -> Row:
         down_s_per_gb=of("down", lambda m: m.spent.per_gb_s(m.load.payload)),
         control_ms_per_s=of("short", lambda m: m.spent.control_ms_per_s, paced=True),
         connections_per_s=of("short", lambda m: m.load.connections / m.seconds),
+        flood_served=figure(100 * (1 - m.failed / m.load.connections) for m in floods),
+        flood_core=figure(100 * m.spent.busy_share for m in floods),
         disturbed=sum(m.spent.other_share > DISTURBED for m in result.measurements),
         measurements=len(result.measurements),
         target_us=contender.target_us,
@@ -94,6 +99,7 @@ def row(result: Result) -> Row:
 _HEAD = (
     "contender", "answers go", "µs per short connection", "whole core",
     f"at {PACE:,} per s", "CPU s per GB up", "down", "control, ms per s", "connections/s",
+    "% served in a flood", "% of the core then",
 )  # fmt: skip
 
 
@@ -108,7 +114,8 @@ def markdown(machine: Machine, plan: Plan, rows: Sequence[Row]) -> str:
     method = (
         f"CPU of the balancer's core, median (least to most) of {plan.rounds} "
         f"round{'s' if plan.rounds > 1 else ''} of {connections:,} short connections, "
-        f"{AT_ONCE} at once, and of bulk in frames of 1,500 bytes. How to read it: "
+        f"{AT_ONCE} at once, and of bulk in frames of 1,500 bytes. A flood is {FLOOD:,} packets of "
+        f"strangers a second, beside {HONEST} honest connections a second. How to read it: "
         "[docs/benchmarks.md](../../docs/benchmarks.md#against-the-peers)."
     )
     parts = ["# Against the peers", setup, method, _table(_HEAD, [_cells(r) for r in rows])]
@@ -141,6 +148,8 @@ def _cells(row: Row) -> Sequence[str]:
         row.down_s_per_gb.text(2),
         f"{row.control_ms_per_s.median:.0f}",
         f"{row.connections_per_s.median:,.0f}",
+        row.flood_served.text(1),
+        f"{row.flood_core.median:.0f}",
     )
 
 

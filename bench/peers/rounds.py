@@ -16,6 +16,8 @@ from lbctl.lab import topology
 _GB = 10**9
 QUIET_PATIENCE_S = 2.0
 AT_ONCE, PACE = 64, 4000  # short connections open at once; new ones per second, if paced
+FLOOD, HONEST, FLOOD_S = 20_000, 500, 4  # packets, and connections beside them, a second
+GIVEN_UP_S = 3  # a client in a flood waits so long after the last one has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ def plan(quick: bool) -> Plan:
             Load("short", 5_000 // part, AT_ONCE, rate=PACE),
             Load("up", 4, 4, _GB // 4 // part),
             Load("down", 4, 4, _GB // 4 // part),
+            Load(
+                "short",
+                HONEST * FLOOD_S // part,
+                HONEST * FLOOD_S,
+                rate=HONEST,
+                flood=FLOOD,
+                limit_s=FLOOD_S // part + GIVEN_UP_S,
+            ),
         ),
     )
 
@@ -55,6 +65,7 @@ class Measurement:
     load: Load
     seconds: float
     spent: Spent
+    failed: int = 0  # connections, in a flood
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +104,16 @@ def _measure(
         running = contender.start(wired)
         data = (wired.divide(contender.by_xdp), *running.data)
         targets = running.targets or (f"{wired.vip}:{topology.PORT}",)
+        load.lead_back(wired)
         load.send(wired, plan.warm_up, targets)
         for each in plan.loads:
             accounting.await_idle({on.balancer, *on.others}, QUIET_PATIENCE_S)
-            before = accounting.now(on.balancer, data, running.control)
-            seconds = load.send(wired, each, targets)
-            after = accounting.now(on.balancer, data, running.control)
+            with load.flooded(wired, each, targets):
+                before = accounting.now(on.balancer, data, running.control)
+                sent = load.send(wired, each, targets)
+                after = accounting.now(on.balancer, data, running.control)
             spent = accounting.between(before, after)
-            taken.append(Measurement(contender.name, number, each, seconds, spent))
+            taken.append(
+                Measurement(contender.name, number, each, sent.seconds, spent, sent.failed)
+            )
     return running, taken

@@ -1,4 +1,8 @@
-"""Steelyard in each forwarding mode, with the lab's configuration and the real agent."""
+"""Steelyard in each forwarding mode, with the lab's configuration and the real agent.
+
+Also behind tc, which is what ``hook: auto`` takes on a veth: for answers that go past the balancer
+and for answers through it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from lbctl.lab.topology import Lab
 
 
 class Steelyard(Contender):
-    """Native XDP, the default scheduler and tables."""
+    """The default scheduler and tables."""
 
     __slots__ = ()
 
@@ -24,20 +28,21 @@ class Steelyard(Contender):
 
 
 def contenders() -> list[Contender]:
-    """Return one contender per forwarding mode."""
+    """Return one contender per forwarding mode, and some behind tc."""
+    native = [(forward, Hook.NATIVE) for forward in Forward]
     return [
         Steelyard(
-            f"steelyard {forward.value}",
+            f"steelyard {forward.value}" + (", tc" if hook is Hook.TC else ""),
             Lab(
                 LAB_NAME,
                 backends=BACKENDS,
                 forward=forward,
                 scheduler=Scheduler.LEAST_LOAD,
-                hook=Hook.NATIVE,
+                hook=hook,
             ),
             both_ways=forward.is_nat,
-            by_xdp=True,
+            by_xdp=hook is Hook.NATIVE,
             target_us=SHORT_TARGET_US,
         )
-        for forward in Forward
+        for forward, hook in (*native, (Forward.DSR, Hook.TC), (Forward.NAT, Hook.TC))
     ]
