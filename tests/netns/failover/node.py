@@ -82,7 +82,11 @@ class Ours:
         return roles.pop() if len(roles) == 1 else None
 
     def await_role(self, role: str) -> None:
-        wait_until(f"{self.name} is {role}:\n{self.log()}", lambda: self.role() == role)
+        try:
+            wait_until(f"{self.name} is {role}", lambda: self.role() == role)
+        except AssertionError as error:
+            error.add_note(self.log())
+            raise
 
     def await_vip(self, there: bool, vip: object = VIP) -> None:
         def so() -> bool:
