@@ -44,7 +44,7 @@ from agent.errors import (
 from agent.fleet.saved import Saved
 from agent.fleet.versions import Documents, FleetVersion, Trial
 from agent.fleetcontrol import FleetControl
-from agent.hostfacts import check_groups, look
+from agent.hostfacts import check_accounts, look
 from agent.journal import Journal
 from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
@@ -600,7 +600,7 @@ class AgentControl:
         """
         text = read_text(self._path)
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
-        await asyncio.to_thread(check_groups, loaded.file_config, text, str(self._path))
+        await asyncio.to_thread(check_accounts, loaded.file_config, text, str(self._path))
         running = self._core.config
         if self.fleet is not None and self.fleet.member.version:
             services = self.fleet.member.services

@@ -26,7 +26,7 @@ from agent.dataplane.program import require_root
 from agent.discovery import run as discovery
 from agent.errors import ConfigError, SteelyardError
 from agent.fleetcontrol import saved_of, with_saved
-from agent.hostfacts import check_groups, check_memory
+from agent.hostfacts import check_accounts, check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
 from agent.logs import get_logger, log_listener
@@ -61,7 +61,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     require_root()
     config = boot(path).loaded.config
     check_host(config)
-    check_groups(config, _readable(path), str(path))
+    check_accounts(config, _readable(path), str(path))
     locks = InstanceLocks(config.name, *config.interfaces)
     try:
         await _run_locked(path, host_headers, signals, locks)

@@ -157,7 +157,12 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLContext) -> None:
+type Refused = Callable[[str, OSError], None]  # a source, and why it did not get in
+
+
+async def serve_tls(
+    guarded: Guarded, sock: socket.socket, context: ssl.SSLContext, refused: Refused | None = None
+) -> None:
     """Accept TLS connections until cancelled.
 
     Connections whose handshake is under way count towards the limits, too, because they hold
@@ -172,8 +177,10 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
             await loop.connect_accepted_socket(
                 guarded, connection, ssl=context, ssl_handshake_timeout=HEAD_S
             )
-        except OSError:  # includes ssl.SSLError: the client does not speak TLS, or has left
+        except OSError as error:  # ssl.SSLError, too: the client does not speak TLS, or has left
             connection.close()
+            if refused is not None:
+                refused(source, error)
         finally:
             under_way[source] -= 1
 
@@ -185,8 +192,9 @@ async def serve_tls(guarded: Guarded, sock: socket.socket, context: ssl.SSLConte
                 await asyncio.sleep(0.1)
                 continue
             source = str(peer[0])
-            most = under_way.total() + guarded.held.total() >= MOST_CONNECTIONS
-            if most or under_way[source] + guarded.held[source] >= MOST_OF_A_SOURCE:
+            limits = guarded.limits
+            most = under_way.total() + guarded.held.total() >= limits.most
+            if most or under_way[source] + guarded.held[source] >= limits.of_a_source:
                 connection.close()
                 continue
             connection.setblocking(False)
@@ -220,14 +228,21 @@ class Listening:
 
 
 async def serve(
-    app: web.Application, sock: socket.socket, tls: ssl.SSLContext | None = None
+    app: web.Application,
+    sock: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    refused: Refused | None = None,
 ) -> Listening:
-    """Serve an application to anybody, on a listening socket."""
+    """Serve an application to anybody, on a listening socket.
+
+    ``refused`` is told whose handshake has failed.
+    """
     serving = runner(app, SHUTDOWN_S)
-    held = await _held(serving)
+    held = await _held(serving, limits)
     port = int(sock.getsockname()[1])
     if tls is not None:
-        return Listening(serving, asyncio.create_task(serve_tls(held, sock, tls)), port)
+        return Listening(serving, asyncio.create_task(serve_tls(held, sock, tls, refused)), port)
     listener = await asyncio.get_running_loop().create_server(held, sock=sock)
     return Listening(serving, listener, port)
 
@@ -253,11 +268,11 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
     return Listening(serving, listener, int(listener.sockets[0].getsockname()[1]))
 
 
-async def _held(serving: web.AppRunner) -> Guarded:
+async def _held(serving: web.AppRunner, limits: Limits | None = None) -> Guarded:
     await serving.setup()
     server = serving.server
     assert server is not None  # noqa: S101 (setup created it)
-    return Guarded(server)
+    return Guarded(server, limits=limits)
 
 
 def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:

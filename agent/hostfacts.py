@@ -9,9 +9,11 @@ import contextlib
 import errno
 import grp
 import os
+import pwd
 import re
 import socket
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from agent.config.memory import MemoryLimit, parts, refuse_too_much
 from agent.errors import ConfigError
 from agent.failover.host.addresses import PROTO as FAILOVER_PROTO
 from agent.failover.host.kernel import Kernel
-from agent.model import Address, Config, Role
+from agent.model import Address, Config
 
 AGENT_PROTO = 0x53  # IFA_PROTO of the VIPs that the agent adds (agent/network/vips.py)
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -92,42 +94,38 @@ def warnings(config: Config) -> tuple[Advice, ...]:
     found = advice(config, here)
     if here.interfaces.issuperset(config.interfaces):
         check_memory(config)
-    groups = [(f"socket_roles.{role.value}", name) for role, name in _groups(config)]
-    if config.socket_group is not None:
-        groups.append(("socket_group", config.socket_group))
-    for key, name in groups:
-        if not _exists(name):
-            found += (
-                Advice(
-                    f"{key} {name}",
-                    "this host has no such group",
-                    f"where the agent is to run: groupadd {name}",
-                ),
-            )
+    for each in _lacking(config):
+        found += (
+            Advice(
+                f"{each.key} {each.name}",
+                f"this host has no such {each.kind}",
+                f"where the agent is to run: {each.made_by}",
+            ),
+        )
     return found
 
 
-def check_groups(config: Config, text: str, where: str) -> None:
-    """Raise ConfigError if this host lacks a group of ``socket_roles``.
+def check_accounts(config: Config, text: str, where: str) -> None:
+    """Raise ConfigError if this host lacks a group of ``socket_roles``, or the user of ``api``.
 
     ``text`` is the file that the configuration was made of, and ``where`` its name. If the file
     cannot be read, errors name no line.
     """
-    lacking = [(role, name) for role, name in _groups(config) if not _exists(name)]
+    # The agent itself refuses a socket_group that does not exist when it opens the socket.
+    lacking = [each for each in _lacking(config) if each.key != "socket_group"]
     if not lacking:
         return
     document = Document(where)
     with contextlib.suppress(ConfigError):
         document = read_yaml(text, where)
     problems = []
-    for role, name in lacking:
-        names = config.socket_roles.by_role[role]
-        place, _ = document.place(("socket_roles", role.value, names.index(name)))
+    for each in lacking:
+        place, _ = document.place(each.path)
         problems.append(
             ConfigError(
-                f"socket_roles.{role.value}: this host has no group {name!r}",
+                f"{each.key}: this host has no {each.kind} {each.name!r}",
                 where=place,
-                remedy=f"create it (groupadd --system {name}), or name another group",
+                remedy=f"create it ({each.made_by}), or name another {each.kind}",
             )
         )
     first = problems[0]
@@ -136,9 +134,37 @@ def check_groups(config: Config, text: str, where: str) -> None:
     )
 
 
-def _groups(config: Config) -> Iterator[tuple[Role, str]]:
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """A user or group that the configuration names, and this host does not have."""
+
+    key: str
+    path: tuple[str | int, ...]
+    kind: str
+    name: str
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes it."""
+        if self.kind == "user":
+            return f"useradd --system --no-create-home --shell /usr/sbin/nologin {self.name}"
+        return f"groupadd --system {self.name}"
+
+
+def _lacking(config: Config) -> Iterator[_Lacking]:
     for role, names in config.socket_roles.by_role.items():
-        yield from ((role, name) for name in names)
+        for number, name in enumerate(names):
+            if not _exists(name):
+                path = ("socket_roles", role.value, number)
+                yield _Lacking(f"socket_roles.{role.value}", path, "group", name)
+    group, user = config.socket_group, config.api.user
+    if group is not None and not _exists(group):
+        yield _Lacking("socket_group", ("socket_group",), "group", group)
+    if config.api.listen is not None:
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            yield _Lacking("api.user", ("api", "user"), "user", user)
 
 
 def _exists(group: str) -> bool:

@@ -196,6 +196,33 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
     guarded(work)
 
 
+@cli.command("api")
+@click.option(
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("/run/steelyard/agent.sock"),
+    show_default=True,
+    help="The agent's socket.",
+)
+@_log_level_option
+@_log_format_option
+def api_(path: Path, log_level: str, log_format: str) -> None:
+    """Serve the API to other hosts until SIGTERM, over TLS and to client certificates only.
+
+    Where, and with which files, is the agent's configuration: `api`. It needs no rights but to
+    open the agent's socket, so run it as the user `api.user`, as its unit does.
+    """
+    configure(LogLevel(log_level), LogFormat(log_format))
+
+    def work() -> None:
+        from agent.remote.run import run as serve
+
+        asyncio.run(serve(path))
+
+    guarded(work)
+
+
 @cli.command("init")
 @click.option("--interface", "-i", metavar="NAME", help="Where clients' packets come in.")
 @click.option("--vip", metavar="ADDRESS", help="The address that clients connect to.")

@@ -692,10 +692,10 @@ class Role(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class SocketRoles:
-    """The groups whose members have a role on the API's socket.
+class RoleNames:
+    """Who has which role: groups of the host on the API's socket, or client certificates.
 
-    Without any group there are no roles: whoever can open the socket may do everything.
+    On the socket, there are no roles without any group: whoever can open it may do everything.
     """
 
     viewer: tuple[str, ...] = ()
@@ -704,13 +704,31 @@ class SocketRoles:
 
     @property
     def by_role(self) -> dict[Role, tuple[str, ...]]:
-        """The groups of each role."""
+        """The names with each role."""
         return {Role.VIEWER: self.viewer, Role.OPERATOR: self.operator, Role.ADMIN: self.admin}
 
     @property
     def are_used(self) -> bool:
-        """Whether any group has a role."""
+        """Whether any name has a role."""
         return any(self.by_role.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteApi:
+    """Where `lb-agent api` serves the API over TLS; ``listen`` None: nowhere.
+
+    ``client_ca``: the file with what clients' certificates must be signed by; ``crl_file``: the
+    file with those that were revoked. ``user``: the user of `lb-agent api`, which may say who sends
+    a request. ``roles``: by common names of clients' certificates.
+    """
+
+    listen: tuple[str, int] | None = None
+    certificate: Path | None = None
+    key_file: Path | None = None
+    client_ca: Path | None = None
+    crl_file: Path | None = None
+    user: str = "steelyard-api"
+    roles: RoleNames = field(default_factory=RoleNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -762,7 +780,8 @@ class Config:
     hook: Hook = Hook.AUTO
     socket: Path = Path("/run/steelyard/agent.sock")
     socket_group: str | None = None
-    socket_roles: SocketRoles = field(default_factory=SocketRoles)
+    socket_roles: RoleNames = field(default_factory=RoleNames)
+    api: RemoteApi = field(default_factory=RemoteApi)
     audit_required: bool = False  # refuse changes that cannot be recorded in the audit log
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)

@@ -23,8 +23,8 @@ Installs Steelyard and what it needs into a virtual environment.
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, their manual
                           pages (not with --dev), completion for bash, zsh and fish, the
-                          systemd units lb-agent, lb-agent-failover and lb-agent-companion,
-                          and an example of /etc/steelyard/agent.yaml
+                          systemd units lb-agent, lb-agent-api, lb-agent-failover and
+                          lb-agent-companion, and an example of /etc/steelyard/agent.yaml
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -326,7 +326,7 @@ install_completion() {
 
 install_service() {
 	local command name changed=""
-	local units=(lb-agent lb-agent-failover lb-agent-companion)
+	local units=(lb-agent lb-agent-api lb-agent-failover lb-agent-companion)
 	[[ -z "$node" ]] || units=(lb-agent-node)
 	for command in lbctl lb-agent; do
 		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue
@@ -353,7 +353,7 @@ install_service() {
 # --- uninstalling -------------------------------------------------------------------------
 
 # The failover process comes first: while its agent runs, it can hand the VIPs over.
-all_units=(lb-agent-failover lb-agent lb-agent-companion lb-agent-node)
+all_units=(lb-agent-api lb-agent-failover lb-agent lb-agent-companion lb-agent-node)
 
 # Stops the units and takes everything off the interfaces: without an agent, the program would go on
 # sending clients to servers that nobody checks.

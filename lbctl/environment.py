@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import click
+
+if TYPE_CHECKING:
+    from agent.api.client import Server
 
 DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
 
@@ -78,10 +81,51 @@ class _Patient:
             timer.cancel()
 
 
-def _connect(socket: Path, timeout_s: float) -> Agent:
+def _connect(at: Path | Server, timeout_s: float) -> Agent:
     from agent.api.client import Client  # importing http.client would double the time of --help
 
-    return Client(socket, timeout_s)
+    return Client(at, timeout_s)
+
+
+@dataclass(slots=True)
+class Remote:
+    """Which agent on another host is meant, as the options say; None: the option is not given."""
+
+    context: str | None = None
+    server: str | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+    def target(self, *, by_default: bool) -> Server | None:
+        """Return it; None: the agent of this host is meant. Raises ContextError.
+
+        ``by_default``: the current context of the user counts.
+        """
+        if self == Remote() and not by_default:
+            return None
+        from lbctl import contexts  # as above
+
+        if self.server is None:
+            if self.cert or self.key or self.ca:
+                raise contexts.ContextError(
+                    "--cert, --key and --ca are for a --server",
+                    where="lbctl",
+                    remedy="give --server HOST[:PORT], too",
+                )
+            if self.context is None and not contexts.path().exists():
+                return None
+            return contexts.read().target(self.context)
+        if self.cert is None or self.key is None:
+            raise contexts.ContextError(
+                "--server needs your certificate and its key",
+                where="lbctl",
+                remedy="give --cert and --key, or name a --context that has them",
+            )
+        given = contexts.Context(
+            self.server, str(self.cert), str(self.key), None if self.ca is None else str(self.ca)
+        )
+        return given.target()
 
 
 def _confirm(question: str) -> bool:
@@ -102,9 +146,14 @@ def _colour() -> bool:
 
 @dataclass(slots=True)
 class Environment:
-    """``width`` None: there is no terminal, and lines are as long as they need to be."""
+    """``width`` None: there is no terminal, and lines are as long as they need to be.
+
+    ``socket_given``: the socket was named, so the user's current context does not count.
+    """
 
     socket: Path = DEFAULT_SOCKET
+    socket_given: bool = False
+    remote: Remote = field(default_factory=Remote)
     output: Output = Output.TABLE
     message: str = ""  # why something is changed, for the history
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
@@ -115,12 +164,25 @@ class Environment:
     colour: bool = field(default_factory=_colour)
     interactive: bool = field(default_factory=lambda: sys.stdin.isatty() and sys.stderr.isatty())
     confirm: Callable[[str], bool] = _confirm
-    connect: Callable[[Path, float], Agent] = _connect
+    connect: Callable[[Path | Server, float], Agent] = _connect
     sleep: Callable[[float], None] = time.sleep
 
     def agent(self, timeout_s: float = 10.0) -> Agent:
-        """Return the agent behind the socket."""
-        return self.connect(self.socket, timeout_s)
+        """Return the agent behind the socket, or on another host. Raises ContextError."""
+        return self.connect(self.server() or self.socket, timeout_s)
+
+    def server(self) -> Server | None:
+        """Return which agent on another host is meant; None: that of this host."""
+        is_usual = not self.socket_given and self.socket == DEFAULT_SOCKET
+        return self.remote.target(by_default=is_usual)
+
+    def need_this_host(self, what: str) -> None:
+        """Raise UsageError if an agent on another host is meant; ``what`` looks at this host."""
+        if (server := self.server()) is not None:
+            raise click.UsageError(
+                f"{what} looks at the host on which it runs, and not at {server}: run it there, or "
+                "add --context local"
+            )
 
     def agent_to_change(self) -> Agent:
         """Return the agent, with a timeout for orders that may take long."""

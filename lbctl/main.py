@@ -7,7 +7,7 @@ import click
 from agent import __version__
 from lbctl.environment import Environment
 from lbctl.groups import LazyCommand, LazyGroup
-from lbctl.options import output_option, socket_option
+from lbctl.options import output_option, remote_options, socket_option
 
 SEE = "See"
 CHANGE = "Change"
@@ -179,7 +179,14 @@ COMMANDS = (
         "auth",
         "lbctl.commands.auth",
         "auth",
-        "Roles on the API's socket: whoami.",
+        "Roles: whoami.",
+        HOST,
+    ),
+    LazyCommand(
+        "context",
+        "lbctl.commands.context",
+        "context",
+        "Agents on other hosts, by name: list, add, use, remove.",
         HOST,
     ),
     LazyCommand(
@@ -217,6 +224,7 @@ class Root(LazyGroup):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @socket_option
+@remote_options
 @output_option
 @click.version_option(__version__, prog_name="lbctl", message="%(prog)s %(version)s")
 @click.pass_context

@@ -21,7 +21,7 @@ from lbctl.suggest import nearest
 
 COMPLETION_TIMEOUT_S = 1.0
 WATCH_INTERVAL_S = 2.0
-_SOCKET = "lbctl.socket"
+_WHERE = "lbctl.where"
 
 type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -45,11 +45,24 @@ def _set_output(ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def _set_socket(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
-    if value is None:
-        return
-    ctx.meta[_SOCKET] = value  # for completion, which runs no command
-    if not ctx.resilient_parsing:
-        ctx.ensure_object(Environment).socket = value
+    if value is not None:
+        env = _where(ctx)
+        env.socket, env.socket_given = value, True
+
+
+def _where(ctx: click.Context) -> Environment:
+    """Return what says which agent is meant: the environment, or during completion, which runs no
+    command, one for that.
+    """
+    if ctx.resilient_parsing:
+        found: Environment = ctx.meta.setdefault(_WHERE, Environment())
+        return found
+    return ctx.ensure_object(Environment)
+
+
+def _set_remote(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is not None:
+        setattr(_where(ctx).remote, str(param.name), value)
 
 
 output_option: Decorator = click.option(
@@ -71,7 +84,38 @@ socket_option: Decorator = click.option(
     help=f"The agent's socket.  [default: {DEFAULT_SOCKET}; env: STEELYARD_SOCKET]",
 )
 
-# The same two options after the command; the environment variable is read once, at the root.
+_pem = click.Path(path_type=Path, dir_okay=False)
+
+
+def remote_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Allow to name an agent on another host."""
+    options: tuple[tuple[str, Any, str], ...] = (
+        ("--context", str, "An agent on another host, by its name: lbctl context list"),
+        ("--server", str, "An agent on another host: where its `lb-agent api` is."),
+        ("--cert", _pem, "Your certificate for --server."),
+        ("--key", _pem, "Its key."),
+        ("--ca", _pem, "What the server's certificate must be signed by.  [default: the system's]"),
+    )
+    metavars = {"--context": "NAME", "--server": "HOST[:PORT]"}
+    for name, kind, text in reversed(options):
+        variable = f"STEELYARD_{name.removeprefix('--').upper()}"
+        function = click.option(
+            name,
+            type=kind,
+            envvar=variable,
+            metavar=metavars.get(name, "FILE"),
+            callback=_set_remote,
+            expose_value=False,
+            help=f"{text}  [env: {variable}]",
+        )(function)
+    return function
+
+
+_late_context_option: Decorator = click.option(
+    "--context", metavar="NAME", callback=_set_remote, expose_value=False, hidden=True
+)
+
+# The same options after the command; the environment variables are read once, at the root.
 _late_socket_option: Decorator = click.option(
     "--socket",
     # connecting to it gives a better error, with the remedy
@@ -116,15 +160,14 @@ watch_option: Decorator = click.option(
 
 
 def agent_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Allow ``-o`` and ``--socket`` after the command, too."""
-    return output_option(_late_socket_option(function))
+    """Allow ``-o``, ``--socket`` and ``--context`` after the command, too."""
+    return output_option(_late_socket_option(_late_context_option(function)))
 
 
 def services_for_completion(ctx: click.Context) -> list[dict[str, Any]]:
     """Return the agent's services, or none: completion must never fail or hang."""
-    socket: Path = ctx.meta.get(_SOCKET, DEFAULT_SOCKET)
     with contextlib.suppress(SteelyardError):
-        agent = Environment(socket=socket).agent(COMPLETION_TIMEOUT_S)
+        agent = ctx.meta.get(_WHERE, Environment()).agent(COMPLETION_TIMEOUT_S)
         services: list[dict[str, Any]] = agent.get("/v1/services")["services"]
         return services
     return []

@@ -16,6 +16,9 @@ from agent.errors import ListenError
 
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module has no name for it
 PROC = Path("/proc")
+# What `lb-agent api` says of the client for whom it sends a request: the common name of its
+# certificate, percent-encoded (RFC 3986), and its address.
+CERTIFICATE, ADDRESS = "Steelyard-Certificate", "Steelyard-Address"
 _NO_LOGIN = 2**32 - 1
 _MAX_GROUPS_BYTES = 1024  # the most that getsockopt of the socket module can return
 

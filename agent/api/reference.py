@@ -30,8 +30,10 @@ HEAD = """\
 The agent serves HTTP and JSON on a Unix socket, `/run/steelyard/agent.sock`. `lbctl` uses this API,
 so another program can see and change what `lbctl` does. Root may use the socket, and so may members
 of `socket_group`, or of the groups of `socket_roles`, which give them a role
-([configuration](configuration.md), [security](security.md#who-may-do-what)). No network port serves
-routes that change anything.
+([configuration](configuration.md), [security](security.md#who-may-do-what)). Other hosts reach it
+through `lb-agent api`, over TLS and with a client certificate
+([security](security.md#from-other-hosts)); nothing else on the network serves routes that change
+anything.
 
 [openapi.json](openapi.json) describes every route and every key of the answers as an OpenAPI 3.1
 document, for generators of clients. The agent serves the same document at `/v1/openapi.json`.

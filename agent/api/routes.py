@@ -601,6 +601,15 @@ _WATCH = (
     ),
     Route(
         "GET",
+        "/v1/api",
+        Role.VIEWER,
+        "remoteApi",
+        "Returns where `lb-agent api` is to serve the API over TLS, and with which files.",
+        "/v1/api",
+        shapes.RemoteApi,
+    ),
+    Route(
+        "GET",
         "/v1/audit",
         Role.VIEWER,
         "audit",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -110,7 +111,8 @@ class ApiServer:
 
         Clients that connect before ``start`` wait until it runs.
         """
-        self._roles = roles.roles(self._group, self._control.config().socket_roles)
+        config = self._control.config()
+        self._roles = roles.roles(self._group, config.socket_roles, config.api)
         self._unix = self._listen_unix()
         if self._metrics_listen is None:
             return
@@ -258,6 +260,7 @@ class ApiServer:
             "failoverMove": self._move,
             "whoami": self._whoami,
             "audit": self._audited,
+            "remoteApi": self._remote_api,
             "metrics": self._metrics,
             "healthz": self._healthz,
             "openapi": self._openapi,
@@ -270,6 +273,9 @@ class ApiServer:
     async def _check_peer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse callers without a role, and note the role of the others."""
         found, known = _peer(request), await self._current_roles()
+        if found is not None and peer.CERTIFICATE in request.headers:
+            request[_CALLER] = _certificate(request, found, known)
+            return await handler(request)
         role = None if found is None else known.of(found)
         if found is None or role is None:
             who = f"user {found.uid}" if found is not None else "this connection"
@@ -289,9 +295,11 @@ class ApiServer:
 
     async def _current_roles(self) -> roles.Roles:
         """Return the roles of the running configuration, which a reload may have changed."""
-        wanted = self._control.config().socket_roles
-        if wanted != self._roles.configured:
-            self._roles = await asyncio.to_thread(roles.roles, self._group, wanted)
+        config = self._control.config()
+        if (config.socket_roles, config.api) != (self._roles.configured, self._roles.api):
+            self._roles = await asyncio.to_thread(
+                roles.roles, self._group, config.socket_roles, config.api
+            )
         return self._roles
 
     def _permitted(self, route: Route, handler: Handler) -> Handler:
@@ -301,9 +309,7 @@ class ApiServer:
             if route.role is Role.VIEWER:
                 return await handler(request)
             parameters(request, tuple(each.name for each in route.parameters))
-            # In a thread, because user names may come from a directory service, which may be slow.
-            name = await asyncio.to_thread(peer.name_of, _caller(request).peer)
-            caller = request[_CALLER] = replace(_caller(request), name=name)
+            caller = request[_CALLER] = await _named(_caller(request))
             raw = b"" if route.body is None else await request.read()
             roles.check_size(caller, route, len(raw))
             body = requests.json_object(raw) if raw else {}
@@ -312,7 +318,7 @@ class ApiServer:
                 "uid": caller.peer.uid,
                 "pid": caller.peer.pid,
                 "role": caller.role.value,
-                "source": "socket",
+                "source": caller.source,
                 "what": f"{request.method} {request.path}",
                 "request": auditlog.request_of(body, raw),
             }
@@ -585,16 +591,23 @@ class ApiServer:
         caller = _caller(request)
         return as_json(
             {
-                "user": await asyncio.to_thread(peer.name_of, caller.peer),
+                "user": (await _named(caller)).name,
                 "uid": caller.peer.uid,
                 "role": caller.role.value,
                 "groups": list(caller.groups),
+                "address": caller.address or None,
                 "roles": {
                     role.value: list(names)
-                    for role, names in self._roles.configured.by_role.items()
+                    for role, names in (
+                        self._roles.api.roles if caller.address else self._roles.configured
+                    ).by_role.items()
                 },
             }
         )
+
+    async def _remote_api(self, request: web.Request) -> web.Response:
+        parameters(request)
+        return as_json(views.remote_api(self._control.config().api))
 
     async def _audited(self, request: web.Request) -> web.Response:
         given = parameters(request, requests.AUDIT_PARAMETERS)
@@ -645,6 +658,36 @@ def _effect(answer: web.StreamResponse) -> tuple[str, str]:
 def _peer(request: web.Request) -> peer.Peer | None:
     sock = None if request.transport is None else request.transport.get_extra_info("socket")
     return None if sock is None else peer.peer_of(sock)
+
+
+def _certificate(request: web.Request, found: peer.Peer, known: roles.Roles) -> roles.Caller:
+    """Return the caller for whom `lb-agent api` sends a request. Raises ForbiddenError."""
+    name = unquote(request.headers[peer.CERTIFICATE])
+    if not known.speaks(found):
+        raise ForbiddenError(
+            f"user {found.uid} may not send requests for others",
+            where=f"header {peer.CERTIFICATE}",
+            remedy="leave it out; only the user `api.user` may name a certificate",
+        )
+    role = known.of_certificate(name)
+    if role is None:
+        raise ForbiddenError(
+            f"the certificate {name} has no role",
+            where="the API over TLS",
+            remedy="have it named in api.roles of the configuration",
+        )
+    address = request.headers.get(peer.ADDRESS, "unknown")
+    return roles.Caller(found, role, (), f"certificate {name}", address)
+
+
+async def _named(caller: roles.Caller) -> roles.Caller:
+    """Return a caller with its name.
+
+    In a thread, because user names may come from a directory service, which may be slow.
+    """
+    if caller.name:
+        return caller
+    return replace(caller, name=await asyncio.to_thread(peer.name_of, caller.peer))
 
 
 def _caller(request: web.Request) -> roles.Caller:

@@ -895,13 +895,31 @@ class RoleGroups(TypedDict):
 class Whoami(TypedDict):
     """Who the caller is. `groups`: those of the caller's groups that have a role. `roles`: the
     groups that have each role; without any, whoever can open the socket is an admin.
+
+    For a client of `lb-agent api`, `user` is its certificate, `address` its address (else null),
+    `uid` the user of that process, and `roles` has the certificates with each role.
     """
 
     user: str
     uid: int
     role: RoleName
     groups: list[str]
+    address: str | None
     roles: RoleGroups
+
+
+class RemoteApi(TypedDict):
+    """Where `lb-agent api` is to serve the API over TLS; `address` null: nowhere.
+
+    `certificate`, `key_file`, `client_ca` and `crl_file` are paths of files.
+    """
+
+    address: str | None
+    port: int | None
+    certificate: str | None
+    key_file: str | None
+    client_ca: str | None
+    crl_file: str | None
 
 
 class AuditHead(TypedDict):

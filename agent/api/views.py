@@ -22,6 +22,7 @@ from agent.model import (
     CheckKind,
     HealthCheck,
     NextHop,
+    RemoteApi,
     Scheduler,
     Service,
     ServiceState,
@@ -388,6 +389,19 @@ def explanation(explained: Explanation) -> Json:
             ],
         },
     }
+
+
+def remote_api(api: RemoteApi) -> Json:
+    """Return the body of GET /v1/api."""
+    host, port = api.listen or (None, None)
+    files = {
+        "certificate": api.certificate,
+        "key_file": api.key_file,
+        "client_ca": api.client_ca,
+        "crl_file": api.crl_file,
+    }
+    shown: Json = {name: None if path is None else str(path) for name, path in files.items()}
+    return {"address": host, "port": port, **shown}
 
 
 def error(problem: SteelyardError) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.config.api_schema import to_api
 from agent.config.candidate import Candidate
 from agent.config.defaults import (
     default_check_kind,
@@ -24,8 +25,8 @@ from agent.model import (
     HealthCheck,
     Nat,
     Protocol,
+    RoleNames,
     Service,
-    SocketRoles,
     StatusPage,
     SynProtection,
     Tables,
@@ -44,7 +45,8 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         hook=globals_.hook,
         socket=globals_.socket,
         socket_group=globals_.socket_group,
-        socket_roles=SocketRoles(roles.viewer, roles.operator, roles.admin),
+        socket_roles=RoleNames(roles.viewer, roles.operator, roles.admin),
+        api=to_api(globals_.api),
         audit_required=globals_.audit_log.required,
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,

@@ -23,6 +23,13 @@ from agent.model import Backend, BackendRef, Config, Service
 # path or table by which other processes find this agent.
 LIVE_FIELDS = frozenset(
     {
+        "api.listen",
+        "api.certificate",
+        "api.key_file",
+        "api.client_ca",
+        "api.crl_file",
+        "api.user",
+        "api.roles",
         "audit_log.required",
         "socket_roles.viewer",
         "socket_roles.operator",
@@ -204,7 +211,7 @@ def _is_shown(change: FieldChange) -> bool:
     if change.field in SECRETS:
         return False
     is_simple = not any(isinstance(each, dict | list | tuple) for each in (change.old, change.new))
-    return is_simple or change.field.startswith("socket_roles.")
+    return is_simple or change.field == "api.roles" or change.field.startswith("socket_roles.")
 
 
 def _services(

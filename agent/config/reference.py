@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from agent.config.api_schema import ApiRolesSection, ApiSection
 from agent.config.discover_schema import DiscoverSection, OverrideSection
 from agent.config.durations import format_duration
 from agent.config.failover_schema import (
@@ -134,6 +135,8 @@ _RULES = """\
 - `scale.requests` and `scale.queued` need a `telemetry` whose engines report requests.
 - The groups of `socket_roles` exist on the host on which the agent starts or reloads, and beside
   them there is no `socket_group`: its members are admins, so it belongs to `admin`.
+- An `api` with a `listen` has a `certificate`, a `key_file`, a `client_ca` and at least one name in
+  `roles`, none of them twice. The user exists on the host on which the agent starts or reloads.
 - A `fleet` with a `name` has `etcd.endpoints`, all of them with TLS or none. A `cert_file` comes
   with a `key_file`, a `user` with a `password_file`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
@@ -151,6 +154,8 @@ remove the service and add it again. Between `dsr`, `ipip` and `gue` open flows 
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", GlobalSection),
     ("`socket_roles`", SocketRolesSection),
+    ("`api`", ApiSection),
+    ("`api.roles`", ApiRolesSection),
     ("`audit_log`", AuditLogSection),
     ("`tables`", TablesSection),
     ("`status_page`", StatusPageSection),

@@ -102,6 +102,15 @@ def global_fields(config: Config) -> Fields:
         "socket_roles.viewer": list(config.socket_roles.viewer),
         "socket_roles.operator": list(config.socket_roles.operator),
         "socket_roles.admin": list(config.socket_roles.admin),
+        "api.listen": _listen(config.api.listen),
+        "api.certificate": _path(config.api.certificate),
+        "api.key_file": _path(config.api.key_file),
+        "api.client_ca": _path(config.api.client_ca),
+        "api.crl_file": _path(config.api.crl_file),
+        "api.user": config.api.user,
+        "api.roles": {
+            role.value: list(names) for role, names in config.api.roles.by_role.items() if names
+        },
         "audit_log.required": config.audit_required,
         "state_dir": str(config.state_dir),
         "metrics": _listen(config.metrics_listen),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.config import failover_rules, fleet_schema, load_rules, nat_rules, page_rules, vip_rules
+from agent.config import (
+    api_schema,
+    failover_rules,
+    fleet_schema,
+    load_rules,
+    nat_rules,
+    page_rules,
+    vip_rules,
+)
 from agent.config.candidate import Candidate, Where
 from agent.config.defaults import (
     CHECK_KEYS,
@@ -51,6 +59,8 @@ def check(
         yield from _interfaces(globals_)
         yield from _socket(globals_)
         yield from page_rules.check(globals_.status_page, globals_.metrics)
+        others = {"metrics": globals_.metrics, "status_page": globals_.status_page.listen}
+        yield from api_schema.check(globals_.api, others)
         yield from fleet_schema.check(globals_.fleet)
         yield from failover_rules.check(services, globals_, where)
         yield from _capacity(services, globals_)

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from agent.config import kinds
 from agent.config import network_kinds as net
+from agent.config.api_schema import ApiSection
 from agent.config.failover_schema import FailoverSection
 from agent.config.fleet_schema import FleetSection
 from agent.config.section import Section
@@ -237,6 +238,10 @@ class GlobalSection(Section):
     socket_roles: SocketRolesSection = Field(
         default_factory=lambda: SocketRolesSection.model_validate({}),
         description="Groups whose members may read, operate, or do everything. Default: none.",
+    )
+    api: ApiSection = Field(
+        default_factory=lambda: ApiSection.model_validate({}),
+        description="The API over TLS, for other hosts. Default: off.",
     )
     audit_log: AuditLogSection = Field(
         default_factory=lambda: AuditLogSection.model_validate({}),

@@ -167,7 +167,7 @@ def _change_text(change: Mapping[str, Any]) -> str:
     for field in change["fields"]:
         name = str(field["field"])
         is_plain = change["kind"] == "backend" and name in _PLAIN_VALUES
-        is_plain = is_plain or name.startswith(("socket_roles.", "audit_log."))
+        is_plain = is_plain or name.startswith(("socket_roles.", "api.", "audit_log."))
         fields.append(f"{name} {field['old']} → {field['new']}" if is_plain else name)
     return f"{head}: {', '.join(fields)}" if fields else head
 

@@ -96,6 +96,7 @@ def _seen(env: Environment) -> Seen:
     """Return the present state of the agent and this host."""
     from lbctl.audit.rules import Seen
 
+    env.need_this_host("audit")
     agent = env.agent()
     status = agent.get("/v1/status")
     try:

@@ -171,6 +171,7 @@ def verify(env: Environment, head: str | None, file: Path | None) -> None:
         raise click.BadParameter("a hash has 64 hexadecimal digits", param_hint="'--head'")
     anchors: list[Anchor] = []
     if file is None:
+        env.need_this_host("audit verify")
         # The agent's head is asked for before the files are read, so they have that record.
         answer = env.agent().get("/v1/audit", {"limit": 1})
         file = Path(answer["file"])

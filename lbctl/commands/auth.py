@@ -22,9 +22,10 @@ _MAY = {
 
 @click.group(cls=SuggestingGroup)
 def auth() -> None:
-    """Roles on the API's socket: whoami.
+    """Roles: whoami.
 
-    `socket_roles` in the agent's configuration gives groups of this host a role.
+    `socket_roles` in the agent's configuration gives groups of this host a role, and `api.roles`
+    gives one to client certificates, for other hosts.
 
     \b
     Example:
@@ -47,12 +48,12 @@ def whoami(env: Environment) -> None:
 
 def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     roles = {name: groups for name, groups in data["roles"].items() if groups}
-    shown = [
-        ("user", f"{data['user']} (uid {data['uid']})"),
-        ("role", data["role"]),
-        ("by group", ", ".join(data["groups"]) or "-"),
-        ("may", _MAY[data["role"]]),
-    ]
+    address = data.get("address")  # older agents do not serve other hosts
+    user = f"{data['user']}, from {address}" if address else f"{data['user']} (uid {data['uid']})"
+    shown = [("user", user), ("role", data["role"])]
+    if not address:
+        shown.append(("by group", ", ".join(data["groups"]) or "-"))
+    shown.append(("may", _MAY[data["role"]]))
     given = "\n".join(f"{name}: {', '.join(groups)}" for name, groups in roles.items())
     shown.append(("roles", given or "none: whoever can open the socket may do everything"))
     return facts(env, shown)

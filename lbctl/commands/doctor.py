@@ -73,6 +73,7 @@ def doctor(
       sudo lbctl doctor --interface eth0
       sudo lbctl doctor --role backend --vip 10.0.0.10 --forward ipip
     """
+    env.need_this_host("doctor")
     data = examined(env, role, interface, vips, forward, file, only_bad=only_bad)
     emit(env, data, lambda shown: _view(env, shown))
     if data["problems"]:

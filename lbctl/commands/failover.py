@@ -59,7 +59,7 @@ def failover_status(env: Environment, watch_s: float | None) -> None:
     try:
         watch(env, watch_s, lambda: render(env, env.agent().get("/v1/failover"), _view))
     except AgentUnreachableError as error:
-        answer = _without_agent(env)
+        answer = None if env.server() else _without_agent(env)
         if answer is None:
             raise
         emit(env, answer, _view)

@@ -34,7 +34,9 @@ _ASKED = {
     "discovery.json": "/v1/discovery",
     "failover.json": "/v1/failover",
 }
-_UNITS = ("lb-agent", "lb-agent-failover", "lb-agent-companion", "lb-agent-node")
+_UNITS = (
+    "lb-agent", "lb-agent-api", "lb-agent-failover", "lb-agent-companion", "lb-agent-node",
+)  # fmt: skip
 _COMMANDS = {
     "host/log.txt": (
         "journalctl", "--no-pager", "-o", "short-iso", "-n", str(_LOG_LINES),
@@ -81,6 +83,7 @@ def support_bundle(env: Environment, file: Path | None) -> None:
     Example:
       sudo lbctl support-bundle
     """
+    env.need_this_host("support-bundle")
     parts = dict(_parts(env))
     name = _name(parts)
     path = file or Path(f"{name}.tar.gz")

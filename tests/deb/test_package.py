@@ -12,7 +12,9 @@ from tests.deb.wire import Wire
 
 pytestmark = pytest.mark.deb
 
-_UNITS = ("lb-agent", "lb-agent-failover", "lb-agent-companion", "lb-agent-node")
+_UNITS = (
+    "lb-agent", "lb-agent-api", "lb-agent-failover", "lb-agent-companion", "lb-agent-node",
+)  # fmt: skip
 _AARCH64 = (183).to_bytes(2, "little")  # e_machine in the header of an ELF file
 
 

@@ -37,11 +37,12 @@ from agent.model import (
     Override,
     Protocol,
     Rebalance,
+    RemoteApi,
+    RoleNames,
     Scale,
     Scheduler,
     Service,
     ServiceKey,
-    SocketRoles,
     SynProtection,
     Tables,
     Telemetry,
@@ -477,8 +478,24 @@ fleets = st.just(Fleet()) | st.builds(
 )
 
 
+_pem = st.sampled_from([Path("/etc/a b.pem"), Path("/etc/yes")])
+remote_apis = st.just(RemoteApi()) | st.builds(
+    RemoteApi,
+    listen=st.sampled_from([("192.0.2.9", 9443), ("2001:db8::9", 1)]),
+    certificate=_pem,
+    key_file=_pem,
+    client_ca=_pem,
+    crl_file=st.none() | _pem,
+    user=st.sampled_from(["steelyard-api", "no"]),
+    roles=st.builds(
+        RoleNames,
+        viewer=st.sampled_from([(), ("no", "Zoë"), ("1",)]),
+        operator=st.sampled_from([(), ("null",)]),
+        admin=st.just(("a: b #",)),
+    ),
+)
 _groups = st.lists(st.sampled_from(["adm", "no", "ops"]), max_size=2, unique=True).map(tuple)
-socket_roles = st.builds(SocketRoles, viewer=_groups, operator=_groups, admin=_groups)
+socket_roles = st.builds(RoleNames, viewer=_groups, operator=_groups, admin=_groups)
 _configs = st.builds(
     Config,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
@@ -520,10 +537,11 @@ _configs = st.builds(
     services=service_lists,
     zones=zones,
     fleet=fleets,
+    api=remote_apis,
 )
 
 
-def _with_roles(config: Config, roles: SocketRoles) -> Config:
+def _with_roles(config: Config, roles: RoleNames) -> Config:
     """Roles and a group of the socket exclude each other."""
     return config if config.socket_group else dataclasses.replace(config, socket_roles=roles)
 

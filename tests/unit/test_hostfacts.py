@@ -57,7 +57,7 @@ socket_roles:
 
 def test_a_group_that_does_not_exist_is_named_with_its_line() -> None:
     with pytest.raises(ConfigError) as caught:
-        hostfacts.check_groups(parse(FILE, "f"), FILE, "agent.yaml")
+        hostfacts.check_accounts(parse(FILE, "f"), FILE, "agent.yaml")
     assert [(each.where, each.message) for each in caught.value.problems] == [
         ("agent.yaml:3", "socket_roles.viewer: this host has no group 'no-such-group-1'"),
         ("agent.yaml:6", "socket_roles.operator: this host has no group 'no-such-group-2'"),
@@ -65,9 +65,31 @@ def test_a_group_that_does_not_exist_is_named_with_its_line() -> None:
     assert all("groupadd" in each.remedy for each in caught.value.problems)
 
 
+API = """\
+interface: eth0
+api:
+  listen: 192.0.2.1:9443
+  certificate: /c
+  key_file: /k
+  client_ca: /ca
+  user: no-such-user
+  roles: {admin: [alice]}
+"""
+
+
+def test_a_user_that_does_not_exist_is_named_with_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        hostfacts.check_accounts(parse(API, "f"), API, "agent.yaml")
+    assert caught.value.where == "agent.yaml:7"
+    assert caught.value.message == "api.user: this host has no user 'no-such-user'"
+    assert "useradd --system --no-create-home" in caught.value.remedy
+    good = API.replace("no-such-user", "root")
+    hostfacts.check_accounts(parse(good, "f"), good, "agent.yaml")
+
+
 def test_groups_that_exist_are_fine_and_a_broken_file_names_no_line() -> None:
     good = FILE.replace("no-such-group-1", "root").replace("no-such-group-2", "root")
-    hostfacts.check_groups(parse(good, "f"), good, "agent.yaml")
+    hostfacts.check_accounts(parse(good, "f"), good, "agent.yaml")
     with pytest.raises(ConfigError) as caught:
-        hostfacts.check_groups(parse(FILE, "f"), "a: [", "agent.yaml")
+        hostfacts.check_accounts(parse(FILE, "f"), "a: [", "agent.yaml")
     assert caught.value.where == "agent.yaml"

@@ -523,7 +523,7 @@ class Api:
             audit=self.audit,
         )
 
-    def raw(self, method, target, body=None):
+    def raw(self, method, target, body=None, headers=None):
         """Status, content type and body of one answer over the Unix socket."""
 
         async def ask():
@@ -533,7 +533,9 @@ class Api:
                 connector = aiohttp.UnixConnector(path=str(self.path))
                 async with (
                     aiohttp.ClientSession(connector=connector) as session,
-                    session.request(method, f"http://agent{target}", data=body) as answer,
+                    session.request(
+                        method, f"http://agent{target}", data=body, headers=headers
+                    ) as answer,
                 ):
                     return answer.status, answer.content_type, await answer.text()
             finally:
@@ -543,9 +545,9 @@ class Api:
         described.check(method, target, *answered)
         return answered
 
-    def request(self, method, target, body=None):
+    def request(self, method, target, body=None, headers=None):
         """Status and JSON of one answer."""
-        status, content_type, text = self.raw(method, target, body)
+        status, content_type, text = self.raw(method, target, body, headers)
         assert content_type == "application/json", text
         return status, json.loads(text)
 
@@ -565,6 +567,7 @@ VIEWS = (
     (views, "flows", "Flows"),
     (views, "explanation", "Explanation"),
     (views, "error", "Error"),
+    (views, "remote_api", "RemoteApi"),
     (scaleviews, "scale", "Scale"),
     (guardviews, "guard", "Guard"),
     (guardviews, "tested", "GuardTest"),

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -15,11 +17,11 @@ from agent.api.roles import Caller, Roles
 from agent.api.routes import ROUTES
 from agent.errors import ForbiddenError, RequestError
 from agent.guarded import Limits
-from agent.model import Role, SocketRoles
+from agent.model import RemoteApi, Role, RoleNames
 
 VIEWERS, OPERATORS, ADMINS, OTHERS = 5001, 5002, 5003, 5004
 NAMES = {"lb-view": VIEWERS, "lb-ops": OPERATORS, "lb-admin": ADMINS}
-CONFIGURED = SocketRoles(("lb-view",), ("lb-ops",), ("lb-admin",))
+CONFIGURED = RoleNames(("lb-view",), ("lb-ops",), ("lb-admin",))
 KNOWN = Roles(
     Access(frozenset({0})),
     {
@@ -38,7 +40,7 @@ READS = {
     "fleetCompare",
     "status", "list", "services", "service", "serviceOrigins", "scales", "scale", "config", "flows",
     "explain", "events", "history", "historyDiff", "reverts", "discovery", "guard", "guardTest",
-    "guardTop", "failover", "whoami", "audit", "metrics", "healthz", "openapi",
+    "guardTop", "failover", "whoami", "audit", "remoteApi", "metrics", "healthz", "openapi",
 }  # fmt: skip
 OPERATES = {"trace", "discoveryAccept", "guardBlock", "guardUnblock", "failoverMove"}
 
@@ -64,6 +66,46 @@ def test_the_highest_role_of_a_callers_groups_counts(who, role):
     assert KNOWN.of(who) is role
 
 
+SPOKESMAN = 6001
+CERTIFIED = replace(
+    KNOWN,
+    api=RemoteApi(
+        ("::1", 1),
+        Path("/c"),
+        Path("/k"),
+        Path("/ca"),
+        roles=RoleNames(("grafana",), ("alice",), ("carol",)),
+    ),
+    spokesman=(SPOKESMAN, 6002),
+)
+
+
+def test_the_user_of_the_api_over_tls_may_read_and_speak_for_certificates():
+    assert CERTIFIED.of(process(uid=SPOKESMAN)) is Role.VIEWER
+    assert CERTIFIED.of(process(6002)) is None, "its group alone is nothing"
+    assert CERTIFIED.speaks(process(uid=SPOKESMAN))
+    assert CERTIFIED.speaks(process(uid=0))
+    assert not CERTIFIED.speaks(process(6002, ADMINS))
+    assert not KNOWN.speaks(process(uid=SPOKESMAN))
+    assert CERTIFIED.all_gids == KNOWN.all_gids | {6002}
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("grafana", Role.VIEWER), ("alice", Role.OPERATOR), ("carol", Role.ADMIN), ("eve", None)],
+)
+def test_a_certificate_has_the_role_that_names_it(name, role):
+    assert CERTIFIED.of_certificate(name) is role
+    assert KNOWN.of_certificate(name) is None
+
+
+def test_the_user_is_looked_up_only_if_the_api_is_served():
+    api = RemoteApi(("::1", 1), user="root")
+    assert roles.roles(None, RoleNames(), api).spokesman == (0, 0)
+    assert roles.roles(None, RoleNames(), replace(api, listen=None)).spokesman is None
+    assert roles.roles(None, RoleNames(), replace(api, user="no-such-user")).spokesman is None
+
+
 def test_a_role_includes_those_before_it():
     assert [a.includes(b) for a in Role for b in Role] == [
         True, False, False,
@@ -73,7 +115,7 @@ def test_a_role_includes_those_before_it():
 
 
 def test_a_group_that_has_gone_gives_nobody_a_role(monkeypatch):
-    known = roles.roles(None, SocketRoles(viewer=("no-such-group-here", "root")))
+    known = roles.roles(None, RoleNames(viewer=("no-such-group-here", "root")))
     assert known.gids[Role.VIEWER] == {0: "root"}
     assert known.all_gids == {0}
 
@@ -159,7 +201,7 @@ def test_a_refusal_says_who_what_and_who_may():
         "ask a member of the group lb-ops (operator), or of lb-admin (admin), or use sudo"
     )
     assert "an operator, and this needs an admin" in refused(KNOWN, Role.OPERATOR, "reload").message
-    without = Roles(KNOWN.access, KNOWN.gids, SocketRoles(viewer=("lb-view",)))
+    without = Roles(KNOWN.access, KNOWN.gids, RoleNames(viewer=("lb-view",)))
     assert refused(without, Role.VIEWER, "reload").remedy == "only root may do this: use sudo"
 
 
@@ -326,6 +368,71 @@ def test_without_roles_whoever_may_use_the_socket_is_an_admin(api):
     assert body["roles"] == {"viewer": [], "operator": [], "admin": []}
 
 
+# -- for certificates
+
+
+@pytest.fixture
+def as_spokesman(as_member, control, monkeypatch):
+    """Whoever connects is `lb-agent api`, or somebody else."""
+    control.running = replace(control.running, api=replace(CERTIFIED.api, user="games"))
+    control.file = control.running
+    monkeypatch.setattr(
+        roles.pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=SPOKESMAN, pw_gid=6002)
+    )
+
+    def become(uid=SPOKESMAN):
+        monkeypatch.setattr(peer, "peer_of", lambda sock: process(uid=uid))
+
+    become()
+    return become
+
+
+def asks_for(api, name, method, target, body=None):
+    """What a request with the name of a certificate is answered."""
+    headers = {"Steelyard-Certificate": name, "Steelyard-Address": "192.0.2.7"}
+    return api.request(method, target, None if body is None else json.dumps(body).encode(), headers)
+
+
+def test_a_certificate_is_who_asks(api, as_spokesman):
+    status, body = asks_for(api, "alice", "GET", "/v1/whoami")
+    assert status == 200
+    assert (body["user"], body["address"]) == ("certificate alice", "192.0.2.7")
+    assert (body["role"], body["groups"], body["uid"]) == ("operator", [], SPOKESMAN)
+    assert body["roles"] == {"viewer": ["grafana"], "operator": ["alice"], "admin": ["carol"]}
+    assert api.get("/v1/api")[1]["port"] == 1
+
+
+def test_a_certificate_may_do_what_its_role_says_and_is_recorded(api, control, as_spokesman):
+    status, body = asks_for(api, "grafana", "POST", "/v1/edit", DRAIN)
+    assert status == 403
+    assert body["error"] == {
+        "message": "certificate grafana is a viewer, and this needs an operator",
+        "where": "POST /v1/edit",
+        "remedy": "have it named in api.roles.operator of the configuration",
+    }
+    status, body = asks_for(api, "a%6Cice", "POST", "/v1/edit", DRAIN)
+    assert status == 200, body
+    order = [record for record in api.audit.read(0.0, 1000) if record["kind"] == "order"][-1]
+    assert (order["by"], order["source"]) == ("certificate alice", "TLS, from 192.0.2.7")
+    assert asks_for(api, "alice", "POST", "/v1/reload", {})[0] == 403
+    assert asks_for(api, "eve", "GET", "/v1/status")[0] == 403
+
+
+@pytest.mark.parametrize("uid", [1001, SPOKESMAN + 1])
+def test_nobody_else_may_name_a_certificate(api, control, as_spokesman, uid):
+    as_spokesman(uid)
+    status, body = asks_for(api, "carol", "POST", "/v1/edit", DRAIN)
+    assert (status, control.asked) == (403, [])
+    assert "may not send requests for others" in body["error"]["message"]
+
+
+def test_root_gives_up_rights_by_naming_a_certificate(api, control, as_spokesman):
+    as_spokesman(0)
+    assert asks_for(api, "grafana", "POST", "/v1/edit", DRAIN)[0] == 403
+    assert asks_for(api, "eve", "GET", "/v1/status")[0] == 403
+    assert control.asked == []
+
+
 def test_a_reload_changes_roles(api, control, as_member, monkeypatch):
     """For requests of connections that are open, too; and the socket lets other groups in."""
     as_member(VIEWERS)
@@ -339,7 +446,7 @@ def test_a_reload_changes_roles(api, control, as_member, monkeypatch):
         try:
             connector = aiohttp.UnixConnector(path=str(api.path))
             async with aiohttp.ClientSession(connector=connector) as session:
-                for given in (CONFIGURED, SocketRoles(operator=("lb-view",)), SocketRoles()):
+                for given in (CONFIGURED, RoleNames(operator=("lb-view",)), RoleNames()):
                     control.running = replace(control.running, socket_roles=given)
                     for method, target in (("GET", "/v1/status"), ("POST", "/v1/guard/unblock")):
                         data = json.dumps({"prefixes": ["192.0.2.7"]}) if method == "POST" else None

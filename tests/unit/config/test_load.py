@@ -22,7 +22,7 @@ from agent.model import (
     Nat,
     Protocol,
     Rate,
-    SocketRoles,
+    RoleNames,
     SynProtection,
     Tables,
 )
@@ -516,7 +516,7 @@ def test_json_says_itself_where_it_ends() -> None:
 def test_groups_get_roles() -> None:
     config = load(socket_roles={"viewer": ["lb-view", "adm", "adm"], "operator": "lb-ops"})
     roles = config.socket_roles
-    assert roles == SocketRoles(("lb-view", "adm"), ("lb-ops",), ())
+    assert roles == RoleNames(("lb-view", "adm"), ("lb-ops",), ())
     assert roles.are_used
     assert not load(socket_roles={"viewer": []}).socket_roles.are_used
     assert load(audit_log={"required": True}).audit_required

@@ -21,7 +21,7 @@ from agent.config.plan import (
     plan,
     settings_change,
 )
-from agent.model import BackendRef, Config, SocketRoles
+from agent.model import BackendRef, Config, RoleNames
 
 BASE: dict[str, Any] = {
     "interface": "eth0",
@@ -357,7 +357,7 @@ def test_a_planner_finds_what_a_plan_finds_and_looks_once(monkeypatch: pytest.Mo
 
 def test_a_change_of_roles_is_live_and_shown() -> None:
     old = Config("default", "eth0")
-    new = dataclasses.replace(old, socket_roles=SocketRoles(operator=("lb-ops",)), hash_seed=7)
+    new = dataclasses.replace(old, socket_roles=RoleNames(operator=("lb-ops",)), hash_seed=7)
     fields = global_changes(old, new)
     assert not any(field.needs_restart for field in fields)
     (change,) = settings_change(fields)

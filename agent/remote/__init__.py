@@ -1,0 +1,1 @@
+"""The process `lb-agent api`: the API for other hosts, over TLS, before the agent's socket."""
