@@ -13,6 +13,8 @@ from bench.peers.contender import BACKENDS, LAB_NAME, SHORT_TARGET_US, Contender
 from bench.peers.wiring import Wired
 from lbctl.lab.topology import Lab
 
+_MOMENT_S = 1.0
+
 
 class Steelyard(Contender):
     """The default scheduler and tables."""
@@ -21,7 +23,10 @@ class Steelyard(Contender):
 
     def start(self, wired: Wired) -> Running:
         pid = wired.start_agent()
-        family = (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
+        children = psutil.Process(pid).children(recursive=True)
+        # Some end at once, such as a compiler or nft, and the clock of one that has cannot be read.
+        _, lasting = psutil.wait_procs(children, timeout=_MOMENT_S)
+        family = (pid, *(child.pid for child in lasting))
         path = wired.lab.config_path(wired.balancer)
         command = f"lb-agent run --config {path}"
         return Running(control=family, command=command, configuration=path.read_text())
