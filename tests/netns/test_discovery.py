@@ -155,6 +155,7 @@ def test_an_answer_that_lacks_most_waits_for_an_operator(here: Site, source: Sou
         here.api.post("/v1/discovery/web/accept", {})
 
 
+@pytest.mark.soak  # tests/unit/config/test_layers.py has it too
 def test_what_an_operator_drained_stays_drained(here: Site, source: Source) -> None:
     drained = named(here)["be2"]["name"]
     here.edit("backend.set", service="web", backend=drained, values={"state": "drain"})

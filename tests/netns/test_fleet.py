@@ -348,6 +348,7 @@ def test_etcd_forgets_its_past_while_a_balancer_is_away(
     fleet.version()
 
 
+@pytest.mark.soak  # tests/unit/test_fleetcontrol.py has it too
 def test_a_start_without_the_store(fleet: Fleet, lb1: Balancer, lb2: Balancer) -> None:
     lb1.edit("chat", "a", weight=300)
     fleet.agrees("chat", a=300, b=100)

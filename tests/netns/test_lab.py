@@ -465,9 +465,8 @@ def test_a_pair_exchanges_flows_on_a_host_that_has_no_interface_of_that_name() -
     assert traces() == []
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_that_is_interrupted_leaves_nothing(number: signal.Signals) -> None:
     demo = subprocess.Popen(
         [*LBCTL, "demo"], stdout=subprocess.PIPE, text=True, env=processes.environment()

@@ -134,6 +134,7 @@ def test_a_client_that_holds_as_many_as_it_may_gets_no_more_until_it_lets_go(her
     assert answers(here, "client", 1) == 1
 
 
+@pytest.mark.soak  # tests/packet/test_limits.py has the kernel's part
 def test_an_agent_that_is_killed_refuses_nobody_for_ever(here: Site) -> None:
     limit(here, open_flows_per_source=MANY)
     with holding(here, "client", MANY):

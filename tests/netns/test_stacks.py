@@ -35,12 +35,10 @@ UPLOADS = (200_000_000, pytest.param(10**9, marks=pytest.mark.soak))
 QUIC_CLIENTS = 16  # with 8, chance sent all to one backend once in 128 times
 
 
-# The soak has all of them: a lab takes seconds, and fullnat does all that nat does.
+# The soak has all of them: a lab takes seconds, and test_modes.py has the other modes.
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(mode, marks=pytest.mark.soak if mode is Forward.NAT else ()) for mode in MODES
-    ],
+    params=[pytest.param(mode, marks=pytest.mark.soak if mode.is_nat else ()) for mode in MODES],
     ids=lambda mode: mode.value,
 )
 def here(request: pytest.FixtureRequest) -> Iterator[Site]:

@@ -57,6 +57,7 @@ def test_clients_get_the_backend_of_their_zone_and_the_others_when_it_drains(lab
     assert set(load["backends"]) == {"be1", "be3"}
 
 
+@pytest.mark.soak  # tests/packet/test_running.py has programs that a restart takes over
 def test_a_restarted_agent_goes_on_with_zones_and_rings_as_they_are(lab: Site) -> None:
     client = lab.lab.nodes(Role.CLIENT)[0]
     lab.reload(with_zones(lab, "be3", [f"{client.ipv4}/32", f"{client.ipv6}/128"]))
