@@ -64,11 +64,12 @@ def list_(env: Environment) -> None:
     emit(env, data, view)
 
 
+_name = click.argument("name", metavar="NAME")
 _file = click.Path(path_type=Path, exists=True, dir_okay=False, resolve_path=True)
 
 
 @context.command("add")
-@click.argument("name")
+@_name
 @click.option("--server", required=True, metavar="HOST[:PORT]", help="Where `lb-agent api` is.")
 @click.option("--cert", required=True, type=_file, help="Your certificate, in PEM.")
 @click.option("--key", required=True, type=_file, help="Its key, in PEM, without a password.")
@@ -93,7 +94,7 @@ def add(
 
 
 @context.command("use")
-@click.argument("name")
+@_name
 @pass_environment
 def use(env: Environment, name: str) -> None:
     """Make a context the default; "local" is this host.
@@ -111,7 +112,7 @@ def use(env: Environment, name: str) -> None:
 
 
 @context.command("remove")
-@click.argument("name")
+@_name
 @pass_environment
 def remove(env: Environment, name: str) -> None:
     """Forget a context. If it was the default, that is this host again.

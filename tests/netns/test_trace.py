@@ -46,7 +46,14 @@ class Following:
 @contextlib.contextmanager
 def following(lab: Site, folder: Path, *arguments: str) -> Iterator[Following]:
     """Follow while the block runs."""
-    command = [sys.executable, "-m", "lbctl.main", "--socket", str(lab.api.socket_path), "trace"]
+    command = [
+        sys.executable,
+        "-m",
+        "lbctl.main",
+        "--socket",
+        str(lab.lab.socket(lab.balancer)),
+        "trace",
+    ]
     out, err = folder / "out", folder / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import socket
@@ -270,12 +271,13 @@ def test_a_target_that_is_removed_while_it_is_asked_leaves_nothing_behind(
         async with served(mute) as port:
             await asyncio.sleep(0)
             talks = monitor._prober._talks
+            gc.collect()  # what an earlier test has left is closed now, and not in the middle
             before = open_files()
             monitor.change({REF: Target(check, LOOPBACK, port)}, ())
             await until(lambda: any(talk.is_connected for talk in talks.values()))
             monitor.change({}, [REF])
             await until(lambda: not talks)
-            await until(lambda: open_files() == before)
+            await until(lambda: open_files() <= before)
             assert monitor._turns.room == MAX_PROBES_AT_ONCE
             assert not monitor._patience._waits
             assert not running.done()
@@ -289,6 +291,7 @@ def test_a_target_that_is_removed_while_it_is_asked_leaves_nothing_behind(
 def test_an_end_of_the_agent_waits_for_no_server() -> None:
     async def run() -> None:
         monitor = HealthMonitor(lambda *_: None)
+        gc.collect()
         before = open_files()
         async with served(mute) as port:
             running = asyncio.create_task(monitor.run())
