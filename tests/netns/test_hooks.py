@@ -85,6 +85,7 @@ def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
         assert (filters(on), attached_xdp(on)) == ([], 0)
 
 
+@pytest.mark.soak  # tests/packet/test_attach.py has each step of it
 def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_is_none() -> None:
     with site(name="st-hook", backends=2, hook=Hook.TC) as on:
         check_hook(on, Hook.TC)

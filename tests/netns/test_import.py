@@ -24,7 +24,8 @@ from lbctl.lab import netns
 from lbctl.lab.topology import Lab, Role
 from tests.netns.site import Site, site, wait_until
 
-pytestmark = pytest.mark.kernel
+# tests/cli has each line that is converted; this is what a client sees of it.
+pytestmark = [pytest.mark.kernel, pytest.mark.soak]
 PORT, OWN_PORT = 8080, 8081
 
 

@@ -196,7 +196,7 @@ def test_a_killed_server_breaks_held_connections_and_refuses_new_ones() -> None:
         pytest.param("--forward ipip --scheduler maglev", marks=pytest.mark.soak),
         pytest.param("--forward gue --hook native", marks=pytest.mark.soak),
         "--forward nat --arms 2 --scheduler round-robin --engines h100,a100",
-        "--forward fullnat --hook tc",
+        pytest.param("--forward fullnat --hook tc", marks=pytest.mark.soak),
         pytest.param("--hook generic --scheduler source", marks=pytest.mark.soak),
     ],
 )

@@ -116,6 +116,7 @@ def streamed(here: Site, vip: Any) -> list[Connection]:
     return found
 
 
+@pytest.mark.soak  # tests/unit/test_rebalancing.py decides the same
 def test_idle_connections_move_at_the_stated_rate_and_busy_ones_stay(here: Site) -> None:
     configure(here, "drain", RATE)
     idle = {vip: opened_on_one(here, vip) for vip in here.lab.vips}

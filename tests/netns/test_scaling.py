@@ -19,7 +19,8 @@ from lbctl.lab import netns, processes
 from lbctl.lab.topology import PORT
 from tests.netns.site import Site, site, wait_until
 
-pytestmark = pytest.mark.kernel
+# tests/unit/state/test_scaling.py has the decisions, tests/unit/api what is served.
+pytestmark = [pytest.mark.kernel, pytest.mark.soak]
 
 TARGETS = {"connections": 8, "waiting_bytes": "20kB", "max": 9}
 SENT = 100_000

@@ -164,6 +164,7 @@ def test_the_port_is_the_number_of_the_slot(rig: Rig, vip, client, server, own):
     assert rig.tables.flows_warm["nat"][found.index] == held[0] + 1
 
 
+@pytest.mark.soak
 def test_all_ports_of_all_sources_are_given_once_and_then_no_more(few: Rig):
     serve(few, nat=replace(FEW, sources_v4=SOURCES))
     *clients, late = few.lone_ports(CLIENT4, 25)

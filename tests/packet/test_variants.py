@@ -158,7 +158,7 @@ def test_any_combination_of_features_is_small_enough_for_the_verifier(
     ("hook", "features"),
     [
         pytest.param(Hook.AUTO, Features(nat=True), marks=pytest.mark.soak),
-        (Hook.TC, Features(ipv6=True, nat=True, waiting=True)),
+        pytest.param(Hook.TC, Features(ipv6=True, nat=True, waiting=True), marks=pytest.mark.soak),
         pytest.param(Hook.AUTO, Features(gue=True), marks=pytest.mark.soak),
         pytest.param(Hook.AUTO, Features(ipip=True), marks=pytest.mark.soak),
         pytest.param(Hook.AUTO, Features(fullnat=True), marks=pytest.mark.soak),
