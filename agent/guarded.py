@@ -222,6 +222,7 @@ class Listening:
         """Accept no more requests, and let those in progress end."""
         if isinstance(self._listener, asyncio.Task):
             self._listener.cancel()
+            await asyncio.wait([self._listener])  # the socket may get another listener at once
         else:
             self._listener.close()
         await self._runner.cleanup()

@@ -54,14 +54,17 @@ class Contexts:
         wanted = name or self.current
         if wanted == LOCAL:
             return None
-        found = self.known.get(wanted)
+        return self._named(wanted).target()
+
+    def _named(self, name: str) -> Context:
+        found = self.known.get(name)
         if found is None:
             raise ContextError(
-                f"there is no context {wanted}",
+                f"there is no context {name}",
                 where=str(path()),
                 remedy="lbctl context list shows them",
             )
-        return found.target()
+        return found
 
     def with_context(self, name: str, context: Context) -> Contexts:
         """Return them with one more, or with another one of that name. Raises ContextError."""
@@ -73,6 +76,12 @@ class Contexts:
             )
         context.target()
         return Contexts(self.current, {**self.known, name: context})
+
+    def without(self, name: str) -> Contexts:
+        """Return the others; this host is the current one if that was it. Raises ContextError."""
+        self._named(name)
+        rest = {other: each for other, each in self.known.items() if other != name}
+        return Contexts(LOCAL if self.current == name else self.current, rest)
 
 
 def parse_server(text: str) -> tuple[str, int]:

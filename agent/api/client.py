@@ -22,6 +22,7 @@ from agent.errors import AgentUnreachableError, ApiError
 
 DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
 DEFAULT_TIMEOUT_S = 10.0
+_AGENT_AWAY = (502, 504)  # what `lb-agent api` answers then
 
 type Parameters = Mapping[str, str | int | None]
 
@@ -245,6 +246,9 @@ def _answer(status: int, content: bytes, asked: str, at: Path | Server) -> dict[
         error = {"message": f"{asked} was answered with HTTP {status}", "where": str(at)}
     listed = error.get("problems")
     problems = listed if isinstance(listed, list) and listed else [error]
+    if isinstance(at, Server) and status in _AGENT_AWAY:
+        away = _problem(error)
+        raise AgentUnreachableError(away.message, where=str(at), remedy=away.remedy)
     kind = {404: ApiNotFoundError, 428: ApiUnconfirmedError}.get(status, ApiRefusedError)
     raise kind(status, tuple(_problem(each) for each in problems))
 

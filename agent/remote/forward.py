@@ -66,7 +66,8 @@ class Forwarder:
         """The connections to the agent."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(str(self._path), limit=_SOCKETS),
+                # Each has its own connection: an order must not meet one that has just ended.
+                connector=aiohttp.UnixConnector(str(self._path), limit=_SOCKETS, force_close=True),
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=_CONNECT_S, sock_connect=_CONNECT_S, sock_read=_ANSWER_S
                 ),
@@ -150,15 +151,16 @@ class Forwarder:
 
 
 def _gone(error: Exception) -> web.Response:
-    took = isinstance(error, TimeoutError)
-    return _refusal(
-        504 if took else 502,
-        "the agent of this balancer did not answer in time; it may still carry out the request"
-        if took
-        else "the agent of this balancer does not answer",
-        where="lb-agent api",
-        remedy="its log says why: journalctl -u lb-agent, on that host",
-    )
+    status, message = 502, "the agent of this balancer broke off its answer"
+    if isinstance(error, TimeoutError):
+        status, message = 504, "the agent of this balancer did not answer in time"
+    look = "its log says why: journalctl -u lb-agent, on that host"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        message = "the agent of this balancer does not answer"
+    else:
+        message += "; it may have carried out the request"
+        look = f"`lbctl events` shows whether it did; {look}"
+    return _refusal(status, message, where="lb-agent api", remedy=look)
 
 
 def _refusal(status: int, message: str, *, where: str, remedy: str) -> web.Response:

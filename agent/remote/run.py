@@ -68,13 +68,15 @@ class Remote:
         try:
             async with session.get("http://agent/v1/api", timeout=_ASK) as answer:
                 if answer.status in (403, 404):
-                    self._say("the agent's configuration does not name this user as `api.user`")
+                    self._say(
+                        "the agent's configuration has no `api.listen`, or another `api.user`"
+                    )
                     return None
                 answer.raise_for_status()
                 return tls.settings_of(await answer.json())
         except aiohttp.ClientConnectorError as error:
             if isinstance(error.os_error, PermissionError):
-                self._say("this user may not open the agent's socket: see `api` in the manual")
+                self._say("this user may not open the agent's socket: see `api.user`")
                 return None
             raise
 
@@ -91,6 +93,8 @@ class Remote:
         made = await asyncio.to_thread(tls.context, wanted)
         before = None if self._current is None else self._current[0]
         if before is None or (before.host, before.port) != (wanted.host, wanted.port):
+            if before is not None and before.port == wanted.port:
+                await self.stop()  # nobody else can have the port of 0.0.0.0 at one address
             sock = listen_tcp((wanted.host, wanted.port), "the API", "api.listen")
             await self.stop()
             self._sock = sock

@@ -123,14 +123,5 @@ def remove(env: Environment, name: str) -> None:
     """
     from lbctl import contexts
 
-    found = contexts.read()
-    if name not in found.known:
-        raise contexts.ContextError(
-            f"there is no context {name}",
-            where=str(contexts.path()),
-            remedy="lbctl context list shows them",
-        )
-    rest = {other: each for other, each in found.known.items() if other != name}
-    current = contexts.LOCAL if found.current == name else found.current
-    contexts.write(contexts.Contexts(current, rest))
+    contexts.write(contexts.read().without(name))
     env.note(f"context {name} is removed")

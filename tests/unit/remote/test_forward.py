@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.api.client import ApiRefusedError
+from agent.errors import AgentUnreachableError
 from agent.remote import forward
 from agent.remote.forward import BURST, RATE, Rates
 from agent.remote.run import Remote
@@ -143,11 +144,29 @@ async def test_while_the_agent_is_away_that_is_said(
         await get(remote, alice, authority)
         await agent.stop()
         await remote.look()
-        with pytest.raises(ApiRefusedError, match="does not answer") as caught:
-            await get(remote, alice, authority)
-        assert caught.value.status == 502
+        status, _ = await asyncio.to_thread(ask, remote, alice, authority, "GET", "/v1/status", {})
+        assert status == 502
+        with pytest.raises(AgentUnreachableError, match="does not answer"):
+            await get(remote, alice, authority)  # so that what follows waits, as by the socket
         await agent.start()
         await get(remote, alice, authority)
+
+
+@runs
+async def test_an_order_whose_answer_breaks_off_may_have_been_carried_out(
+    agent: FakeAgent, authority: Authority, alice: Pair
+) -> None:
+    async def die(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with served(agent) as remote:
+        await asyncio.to_thread(client(remote, alice, authority).post, "/v1/edit", {})
+        agent.answer = die
+        with pytest.raises(AgentUnreachableError, match="it may have carried out the request"):
+            await asyncio.to_thread(client(remote, alice, authority).post, "/v1/edit", {})
+    assert len(agent.asked) == 2, "nothing is sent once more"
 
 
 @runs

@@ -103,6 +103,21 @@ async def test_it_follows_to_another_port_and_stays_where_that_is_taken(
         assert "cannot listen for the API" in logged[0][1]["problem"]
 
 
+@runs
+async def test_it_leaves_the_other_addresses_when_it_shall_have_one(
+    agent: FakeAgent, authority: Authority, alice: Pair
+) -> None:
+    """With the same port: the kernel gives it to nobody else while it is everywhere."""
+    agent.api |= {"address": "0.0.0.0", "port": free_port()}
+    async with served(agent) as remote:
+        await get(remote, alice, authority)
+        agent.api["address"] = "127.0.0.1"
+        await remote.look()
+        await get(remote, alice, authority)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", agent.api["port"]), 5)
+
+
 def tells(error: AgentUnreachableError, words: str) -> bool:
     """Whether an error says why; the kernel may have dropped the alert with the connection."""
     return words in error.message or "broke off" in error.message
