@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Byte code is kept, whatever the caller's shell says, as by the Makefile: to compile its modules
     anew is a third of what a start of the agent costs, and of what it costs to find the tests.
     """
+    gc.disable()  # until all tests are found: what is made on the way stays, and is no garbage
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -64,6 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for place in set(range(len(product))) - covering(values):
             product[place].add_marker("soak")
     _take_turns(items)
+
+
+def pytest_collection_finish() -> None:
+    """To look through 20,000 tests for garbage was a third of what it costs to find them."""
+    gc.freeze()
+    gc.enable()
 
 
 def _take_turns(items: list[pytest.Item]) -> None:

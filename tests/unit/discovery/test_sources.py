@@ -461,10 +461,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(*command: str) -> Iterator[None]:
+def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(command) as process:
         try:
-            yield
+            yield process
         finally:
             process.kill()
 
@@ -525,19 +525,20 @@ ZONE = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, int]]:
-    port = free_port()
     command = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
                "--listen-address=127.0.0.1", "--bind-interfaces", "--user=root", "--group=root",
-               "--pid-file=", "--edns-packet-max=4096", f"--port={port}", *ZONE]  # fmt: skip
-    with running(*command):
-        deadline = time.monotonic() + 60
-        while True:  # dnsmasq opens both of its sockets before it answers
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield "127.0.0.1", port
+               "--pid-file=", "--edns-packet-max=4096", *ZONE]  # fmt: skip
+    deadline = time.monotonic() + 60
+    # It needs the port for UDP as well, and somebody else may take either before it does.
+    while time.monotonic() < deadline:
+        port = free_port()
+        with running(*command, f"--port={port}") as process:
+            while process.poll() is None and time.monotonic() < deadline:
+                if answers(("127.0.0.1", port)):
+                    yield "127.0.0.1", port
+                    return
+                time.sleep(0.05)
+    pytest.fail("dnsmasq does not answer")
 
 
 def dns(name: str, server: tuple[str, int], **others: object) -> Discover:
@@ -547,6 +548,13 @@ def dns(name: str, server: tuple[str, int], **others: object) -> Discover:
 
 def look_up(name: str, server: tuple[str, int], family: int = 4, port: int | None = 8000) -> Answer:
     return asyncio.run(ask(dns(name, server, port=port), family))
+
+
+def answers(server: tuple[str, int]) -> bool:
+    with contextlib.suppress(DiscoveryError):
+        look_up("pool.test", server)
+        return True
+    return False
 
 
 def target(address: str, port: int | None = 8000, **others: object) -> Target:
