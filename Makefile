@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock bench bench-peers bench-ai bench-failover bench-scale bench-fleet vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock sbom audit-deps bench bench-peers bench-ai bench-failover bench-scale bench-fleet vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -85,6 +85,19 @@ lock: $(STAMP) ## renew deploy/requirements.lock, the Python packages and hashes
 		build/uv/bin/uv pip compile --quiet --python-version 3.12 --python-platform linux \
 		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade pyproject.toml; \
 	} >build/requirements.lock && mv build/requirements.lock deploy/requirements.lock
+
+# The tools of both are fetched into build/, because only these need them.
+sbom: $(STAMP) ## write dist/steelyard.cdx.json, the bill of materials (CycloneDX) of what the Debian package contains
+	@[ -x build/cyclonedx/bin/cyclonedx-py ] || $(BIN)/pip install --quiet --target build/cyclonedx cyclonedx-bom
+	@mkdir -p dist
+	@PYTHONPATH=build/cyclonedx $(PYTHON) -m cyclonedx_py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/steelyard.cdx.json deploy/requirements.lock
+	@echo "sbom: dist/steelyard.cdx.json"
+
+audit-deps: $(STAMP) ## look up the Python packages of the Debian package among known vulnerabilities (needs the internet)
+	@[ -x build/pip-audit/bin/pip-audit ] || $(BIN)/pip install --quiet --target build/pip-audit pip-audit
+	@PYTHONPATH=build/pip-audit $(PYTHON) -m pip_audit --strict --disable-pip --require-hashes \
+		--requirement deploy/requirements.lock
 
 docs: $(STAMP) ## write the generated references in docs/ anew
 	@for module in $(REFERENCES); do $(PYTHON) -m $$module || exit 1; done

@@ -41,6 +41,7 @@ from agent.errors import (
     OvertakenError,
     SteelyardError,
 )
+from agent.files import check_trusted
 from agent.fleet.saved import Saved
 from agent.fleet.versions import Documents, FleetVersion, Trial
 from agent.fleetcontrol import FleetControl
@@ -601,6 +602,7 @@ class AgentControl:
         text = read_text(self._path)
         loaded = await asyncio.to_thread(self._store.load, text, str(self._path))
         await asyncio.to_thread(check_accounts, loaded.file_config, text, str(self._path))
+        await asyncio.to_thread(check_trusted, self._path, loaded.file_config.admin_groups)
         running = self._core.config
         if self.fleet is not None and self.fleet.member.version:
             services = self.fleet.member.services

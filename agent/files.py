@@ -1,14 +1,17 @@
 """Owns how important files are written and read.
 
 Writes are atomic: a file always has either the old or the new content, complete. Secrets are only
-read from files that other users cannot read.
+read from files that other users cannot read, and configurations only from files that other users
+cannot change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from agent.errors import ConfigError
@@ -83,3 +86,43 @@ def _check_private(path: Path, what: str, status: os.stat_result) -> None:
             where=str(path),
             remedy=f"`chmod 0600 {path}`, and make a new one if anybody else may have read it",
         )
+
+
+def check_trusted(path: Path, groups: Collection[str] = ()) -> None:
+    """Raise ConfigError if somebody else could change this file, or put another in its place.
+
+    The configuration names commands that run as root. Only root, the user of this process and the
+    members of ``groups`` may therefore change it. The folder counts, too, unless it is sticky
+    (``/tmp``) or on a read-only file system (a ConfigMap in a pod).
+    """
+    real = path.resolve()
+    try:
+        folder, file = real.parent.stat(), real.stat()
+        is_fixed = bool(os.statvfs(real.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return  # whoever reads the file says so
+    if file.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            "the file belongs to another user, who could change it",
+            where=str(path),
+            remedy=f"chown root {real}",
+        )
+    for each, found, what in ((real, file, "file"), (real.parent, folder, "folder of the file")):
+        is_free = is_fixed or (what != "file" and found.st_mode & stat.S_ISVTX)
+        if not is_free and _others_write(found, groups):
+            raise ConfigError(
+                f"other users can change the {what} (mode {stat.S_IMODE(found.st_mode):04o})",
+                where=str(path),
+                remedy=f"chmod go-w {each}",
+            )
+
+
+def _others_write(found: os.stat_result, groups: Collection[str]) -> bool:
+    if found.st_mode & stat.S_IWOTH:
+        return True
+    if not found.st_mode & stat.S_IWGRP or found.st_gid == 0:
+        return False
+    try:
+        return grp.getgrgid(found.st_gid).gr_name not in groups
+    except KeyError:
+        return True

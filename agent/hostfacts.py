@@ -23,6 +23,7 @@ from agent.config.memory import MemoryLimit, parts, refuse_too_much
 from agent.errors import ConfigError
 from agent.failover.host.addresses import PROTO as FAILOVER_PROTO
 from agent.failover.host.kernel import Kernel
+from agent.files import check_trusted
 from agent.model import Address, Config
 
 AGENT_PROTO = 0x53  # IFA_PROTO of the VIPs that the agent adds (agent/network/vips.py)
@@ -85,15 +86,20 @@ def check_memory(config: Config) -> None:
         refuse_too_much(parts(config.tables, config.nat, cpus()), room)
 
 
-def warnings(config: Config) -> tuple[Advice, ...]:
+def warnings(config: Config, path: Path) -> tuple[Advice, ...]:
     """Return warnings about a configuration; raise ConfigError for what cannot run on this host.
 
-    If its interfaces show that it is for another host, it may need more memory than this one has.
+    ``path``: its file. If its interfaces show that it is for another host, it may need more memory
+    than this one has.
     """
     here = look({backend.address for s in config.services for backend in s.backends})
     found = advice(config, here)
     if here.interfaces.issuperset(config.interfaces):
         check_memory(config)
+    try:
+        check_trusted(path, config.admin_groups)
+    except ConfigError as error:
+        found += (Advice(error.where, f"{error.message}: the agent refuses it", error.remedy),)
     for each in _lacking(config):
         found += (
             Advice(
@@ -106,7 +112,7 @@ def warnings(config: Config) -> tuple[Advice, ...]:
 
 
 def check_accounts(config: Config, text: str, where: str) -> None:
-    """Raise ConfigError if this host lacks a group of ``socket_roles``, or the user of ``api``.
+    """Raise ConfigError if this host lacks a group of ``socket_roles``, or a user that is named.
 
     ``text`` is the file that the configuration was made of, and ``where`` its name. If the file
     cannot be read, errors name no line.
@@ -160,11 +166,18 @@ def _lacking(config: Config) -> Iterator[_Lacking]:
     group, user = config.socket_group, config.api.user
     if group is not None and not _exists(group):
         yield _Lacking("socket_group", ("socket_group",), "group", group)
-    if config.api.listen is not None:
-        try:
-            pwd.getpwnam(user)
-        except KeyError:
-            yield _Lacking("api.user", ("api", "user"), "user", user)
+    if config.api.listen is not None and not _is_user(user):
+        yield _Lacking("api.user", ("api", "user"), "user", user)
+    if config.script_user is not None and not _is_user(config.script_user):
+        yield _Lacking("script_user", ("script_user",), "user", config.script_user)
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _exists(group: str) -> bool:

@@ -306,7 +306,7 @@ def check(path: Path) -> None:
         from agent.hostfacts import warnings
 
         config = load_file(path)
-        warned = warnings(config)
+        warned = warnings(config, path)
         backends = sum(len(service.backends) for service in config.services)
         click.echo(
             f"{path}: good; services: {len(config.services)}, backends: {backends}"

@@ -242,6 +242,7 @@ class HealthCheck:
     query: str = "."  # dns: a name
     record: str = "SOA"  # dns: a type
     command: tuple[str, ...] = ()  # exec
+    run_as: str | None = None  # exec: the user of this host; None: that of the agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -782,6 +783,7 @@ class Config:
     socket_group: str | None = None
     socket_roles: RoleNames = field(default_factory=RoleNames)
     api: RemoteApi = field(default_factory=RemoteApi)
+    script_user: str | None = None  # runs commands of checks and of failover; None: ours
     audit_required: bool = False  # refuse changes that cannot be recorded in the audit log
     state_dir: Path = Path("/var/lib/steelyard")
     metrics_listen: tuple[str, int] | None = ("127.0.0.1", 9117)
@@ -802,6 +804,12 @@ class Config:
     lists: tuple[AddressList, ...] = ()
     failover: Failover = field(default_factory=Failover)
     fleet: Fleet = field(default_factory=Fleet)
+
+    @property
+    def admin_groups(self) -> tuple[str, ...]:
+        """The groups of this host whose members may do everything."""
+        group = self.socket_group
+        return self.socket_roles.admin if group is None else (group, *self.socket_roles.admin)
 
     @property
     def interfaces(self) -> tuple[str, ...]:

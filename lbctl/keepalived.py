@@ -59,6 +59,8 @@ def convert(statements: Sequence[Statement], interface: str | None) -> Converted
         for service in _services(each, sets, made)
     ]
     made.document["interface"] = own
+    if user := _script_user(found.get("global_defs", []), made):
+        made.document["script_user"] = user
     if instances:
         made.document["failover"] = {"instances": instances}
     made.document["services"] = services
@@ -457,12 +459,25 @@ def _track(each: Statement, scripts: Mapping[str, Statement], made: Converted) -
             made.note(script, f"vrrp_script {line.name} names no script")
         else:
             known.append(made_of)
+        if user := script.one("user"):
+            made.note(user, "user: one `script_user` is for all commands")
     found: Document = {}
     if interfaces:
         found["interfaces"] = interfaces
     if known:
         found["scripts"] = known
     return {"track": found} if found else {}
+
+
+def _script_user(definitions: Sequence[Statement], made: Converted) -> str:
+    """Return the user that commands run as; empty: the file names none."""
+    named = ""
+    for line in (line for each in definitions for line in each.inner or ()):
+        if line.name == "script_user":
+            named = line.value
+            if len(line.words) > 2:
+                made.note(line, f"script_user: commands get the groups of {named}, and no other")
+    return named
 
 
 def _weight(line: Statement, default: int) -> int:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from agent.config import kinds
 from agent.config import network_kinds as net
 from agent.config.document import Problem
-from agent.config.kinds import Kind, matching, refuse, shown
+from agent.config.kinds import Kind, refuse, shown
 from agent.config.section import Section
 from agent.model import RemoteApi, Role, RoleNames
 
@@ -41,13 +41,6 @@ Names = Annotated[
     tuple[str, ...],
     BeforeValidator(_names),
     Kind("a common name of a certificate, or a list of them"),
-]
-User = Annotated[
-    str,
-    BeforeValidator(
-        matching(r"[A-Za-z_][A-Za-z0-9_.-]*\$?", "a user name", "give a user of this host", 32)
-    ),
-    Kind("text"),
 ]
 
 
@@ -95,7 +88,7 @@ class ApiSection(Section):
         description="The certificates that were revoked: a list that `client_ca` has signed, in "
         "PEM. Once the list has expired, nobody is let in. Default: none are revoked.",
     )
-    user: User = Field(
+    user: kinds.UserName = Field(
         _API.user,
         description="The user that `lb-agent api` runs as. It may tell the agent who sends a "
         "request, so nothing else may run as this user.",

@@ -14,6 +14,7 @@ from pathlib import Path
 from agent.config.load import parse, read_text
 from agent.config.store import LoadedRunning, RunningStore
 from agent.errors import ConfigError
+from agent.files import check_trusted
 from agent.model import Config
 
 _SUFFIX = ".running.yaml"
@@ -34,13 +35,14 @@ class Boot:
 def boot(path: Path, *, fall_back: bool = True) -> Boot:
     """Return what a start with this file runs with.
 
-    Raises ConfigError if the file cannot be used and either no good configuration was saved for it
-    or ``fall_back`` is false.
+    Raises ConfigError if the file cannot be used, or others could change it, and either no good
+    configuration was saved for it or ``fall_back`` is false.
     """
     text = ""
     try:
         text = read_text(path)
         config = parse(text, str(path))
+        check_trusted(path, config.admin_groups)
     except ConfigError as error:
         found = _last_good(path, text, error) if fall_back and path.is_file() else None
         if found is None:

@@ -47,6 +47,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         socket_group=globals_.socket_group,
         socket_roles=RoleNames(roles.viewer, roles.operator, roles.admin),
         api=to_api(globals_.api),
+        script_user=globals_.script_user,
         audit_required=globals_.audit_log.required,
         state_dir=globals_.state_dir,
         metrics_listen=globals_.metrics,
@@ -71,18 +72,22 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
             guard_nodes=tables.guard_nodes,
         ),
         services=tuple(
-            _service(candidate.section, candidate.backends)
+            _service(candidate.section, candidate.backends, globals_.script_user)
             for candidate in services
             if candidate.section is not None
         ),
         zones=globals_.zones,
         lists=globals_.lists,
-        failover=to_failover(globals_.failover),
+        failover=to_failover(globals_.failover, globals_.script_user),
         fleet=to_fleet(globals_.fleet),
     )
 
 
-def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection], ...]) -> Service:
+def _service(
+    section: ServiceSection,
+    backends: tuple[tuple[int, BackendSection], ...],
+    script_user: str | None,
+) -> Service:
     is_tcp = section.protocol is Protocol.TCP
     return Service(
         name=section.name,
@@ -92,7 +97,7 @@ def _service(section: ServiceSection, backends: tuple[tuple[int, BackendSection]
         timeouts=_timeouts(section.timeouts, section.protocol),
         down_flows=section.down_flows,
         reset_after_s=section.reset_after,
-        health=_health(section.health, section.protocol),
+        health=_health(section.health, section.protocol, script_user),
         backends=tuple(_backend(backend) for _, backend in backends),
         draws=section.draws,
         bytes_per_connection=section.bytes_per_connection,
@@ -148,7 +153,7 @@ def _timeouts(section: TimeoutsSection, protocol: Protocol) -> Timeouts:
     )
 
 
-def _health(section: HealthSection, protocol: Protocol) -> HealthCheck:
+def _health(section: HealthSection, protocol: Protocol, script_user: str | None) -> HealthCheck:
     kind = section.type or default_check_kind(protocol)
     return HealthCheck(
         kind=kind,
@@ -173,4 +178,5 @@ def _health(section: HealthSection, protocol: Protocol) -> HealthCheck:
         query=section.query,
         record=section.record,
         command=section.command,
+        run_as=script_user if section.command else None,
     )

@@ -15,13 +15,15 @@ from agent.failover.model import (
 from agent.failover.times import SYNCED_PREEMPT_DELAY_S
 
 
-def to_failover(section: FailoverSection) -> Failover:
-    """Return the model of a section."""
+def to_failover(section: FailoverSection, script_user: str | None = None) -> Failover:
+    """Return the model of a section; ``script_user`` runs its scripts."""
     sync = section.sync
     return Failover(
         socket=section.socket,
         key_file=section.key_file,
-        instances=tuple(_instance(instance, bool(sync.peers)) for instance in section.instances),
+        instances=tuple(
+            _instance(instance, bool(sync.peers), script_user) for instance in section.instances
+        ),
         sync=FlowSync(
             peers=sync.peers,
             listen=sync.listen,
@@ -33,7 +35,7 @@ def to_failover(section: FailoverSection) -> Failover:
     )
 
 
-def _instance(section: InstanceSection, synced: bool) -> Instance:
+def _instance(section: InstanceSection, synced: bool, script_user: str | None) -> Instance:
     announced, delay_s = section.announcements, section.preempt_delay
     if delay_s is None:
         delay_s = SYNCED_PREEMPT_DELAY_S if synced and section.preempt else 0.0
@@ -57,11 +59,11 @@ def _instance(section: InstanceSection, synced: bool) -> Instance:
         checksum=section.checksum,
         virtual_mac=section.virtual_mac,
         announcements=Announcements(announced.repeat, announced.delay, announced.refresh),
-        track=_track(section.track),
+        track=_track(section.track, script_user),
     )
 
 
-def _track(section: TrackSection) -> Track:
+def _track(section: TrackSection, script_user: str | None) -> Track:
     return Track(
         interfaces=tuple(TrackedInterface(i.name, i.weight) for i in section.interfaces),
         scripts=tuple(
@@ -73,6 +75,7 @@ def _track(section: TrackSection) -> Track:
                 rise=script.rise,
                 fall=script.fall,
                 weight=script.weight,
+                run_as=script_user,
             )
             for script in section.scripts
         ),

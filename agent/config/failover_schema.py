@@ -78,8 +78,8 @@ class TrackedScriptSection(Section):
 
     name: kinds.Name = Field(description="Its name in the status and in metrics.")
     command: own.Command = Field(
-        description="The program and its arguments; no shell. It runs with the privileges of the "
-        "failover process."
+        description="The program and its arguments; no shell. It runs as `script_user`, or else "
+        "as the user of the failover process, which is usually root."
     )
     interval: kinds.Interval = Field(_SCRIPT.interval_s, description="Time between two runs.")
     timeout: kinds.CheckTimeout = Field(

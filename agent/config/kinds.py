@@ -410,6 +410,13 @@ GroupName = Annotated[str, BeforeValidator(_group_name), Kind("text")]
 GroupNames = Annotated[
     tuple[str, ...], BeforeValidator(_group_names), Kind("a group, or a list of groups")
 ]
+UserName = Annotated[
+    str,
+    BeforeValidator(
+        matching(r"[A-Za-z_][A-Za-z0-9_.-]*\$?", "a user name", "give a user of this host", 32)
+    ),
+    Kind("text"),
+]
 # Text that goes into a request must not be able to end its line and start another one.
 Method = Annotated[
     str,

@@ -31,6 +31,7 @@ LIVE_FIELDS = frozenset(
         "api.user",
         "api.roles",
         "audit_log.required",
+        "script_user",
         "socket_roles.viewer",
         "socket_roles.operator",
         "socket_roles.admin",

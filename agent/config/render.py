@@ -111,6 +111,7 @@ def global_fields(config: Config) -> Fields:
         "api.roles": {
             role.value: list(names) for role, names in config.api.roles.by_role.items() if names
         },
+        "script_user": config.script_user,
         "audit_log.required": config.audit_required,
         "state_dir": str(config.state_dir),
         "metrics": _listen(config.metrics_listen),

@@ -239,6 +239,12 @@ class GlobalSection(Section):
         default_factory=lambda: SocketRolesSection.model_validate({}),
         description="Groups whose members may read, operate, or do everything. Default: none.",
     )
+    script_user: kinds.UserName | None = Field(
+        None,
+        description="The user of this host that commands run as: those of `exec` checks and of "
+        "`failover.instances[].track.scripts`. Default: the user of the process that starts them, "
+        "which is usually root.",
+    )
     api: ApiSection = Field(
         default_factory=lambda: ApiSection.model_validate({}),
         description="The API over TLS, for other hosts. Default: off.",

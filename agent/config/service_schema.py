@@ -210,9 +210,10 @@ class HealthSection(Section):
     )
     command: CheckCommand = Field(
         (),
-        description="For `exec`: the program and its arguments; no shell. It runs with the "
-        "privileges of the agent, and finds the server in `STEELYARD_ADDRESS` and "
-        "`STEELYARD_PORT`. The first line that it writes is shown as the reason.",
+        description="For `exec`: the program and its arguments; no shell. It runs as "
+        "`script_user`, or else as the agent's user, which is usually root, and finds "
+        "the server in `STEELYARD_ADDRESS` and `STEELYARD_PORT`. The first line "
+        "that it writes is shown as the reason.",
     )
 
     @model_validator(mode="after")

@@ -86,6 +86,7 @@ class TrackedScript:
     rise: int = 1
     fall: int = 1
     weight: int = 0
+    run_as: str | None = None  # the user of this host; None: that of the failover process
 
 
 @dataclass(frozen=True, slots=True)

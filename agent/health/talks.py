@@ -28,6 +28,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from agent import runas
 from agent.errors import NetworkError
 from agent.health import grpc
 from agent.health.exchange import (
@@ -359,15 +360,15 @@ async def _exec(check: HealthCheck, address: Address, port: int, line: Line) -> 
         with tempfile.TemporaryFile() as out:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *check.command,
+                    *runas.words(check.command, check.run_as),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
-                    env=_environment(address, port),
+                    env=_environment(check.run_as, address, port),
                     start_new_session=True,
                 )
-            except OSError as error:
-                return False, f"{check.command[0]}: {error.strerror or error}"
+            except (OSError, LookupError) as error:
+                return False, runas.refusal(check.command[0], check.run_as, error)
             try:
                 status = await process.wait()
             finally:
@@ -389,9 +390,12 @@ def _turn() -> asyncio.Semaphore:
     return _commands[loop]
 
 
-def _environment(address: Address, port: int) -> dict[str, str]:
+def _environment(user: str | None, address: Address, port: int) -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "HOME") if key in os.environ}
-    return kept | {"STEELYARD_ADDRESS": str(address), "STEELYARD_PORT": str(port)}
+    return runas.environment(user, kept) | {
+        "STEELYARD_ADDRESS": str(address),
+        "STEELYARD_PORT": str(port),
+    }
 
 
 TALKS: Mapping[CheckKind, Talk] = {

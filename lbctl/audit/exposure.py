@@ -23,6 +23,7 @@ from lbctl.audit.rules import (
 from lbctl.environment import DEFAULT_SOCKET
 
 _SCRAPED_WITHIN_S = 300.0
+_AUTHENTICATED = ("ah", "hmac")  # a password can be read in any advert
 _BY_VIP = ("dsr", "ipip", "gue")
 
 
@@ -85,6 +86,43 @@ def api(seen: Seen) -> Iterator[Finding]:
     )
 
 
+def commands(seen: Seen) -> Iterator[Finding]:
+    """Check whether commands of checks and failover run as root."""
+    found = [s["name"] for s in seen.services if s["health_check"]["type"] == "exec"]
+    instances = seen.config.get("failover", {}).get("instances", ())
+    found += [one["name"] for one in instances if one.get("track", {}).get("scripts")]
+    user = seen.config.get("script_user")
+    if not found:
+        yield not_applicable("no check and no virtual router runs a command")
+        return
+    yield from check(
+        user not in (None, "root"),
+        f"commands of {named(found)} run as {user or 'the user of the agent, usually root'}",
+        "script_user: steelyard-script in agent.yaml, for a user that owns nothing",
+    )
+
+
+def adverts(seen: Seen) -> Iterator[Finding]:
+    """Check whether a host on the segment could take the VIPs."""
+    instances = seen.config.get("failover", {}).get("instances", ())
+    routers = {
+        one["name"]: one.get("authentication", "none")
+        for one in instances
+        if one.get("method", "vrrp") == "vrrp"
+    }
+    if not routers:
+        yield not_applicable("no virtual router sends adverts")
+        return
+    weak = [name for name, kind in routers.items() if kind not in _AUTHENTICATED]
+    if weak:
+        yield broken(
+            f"{named(weak)}: anybody on the segment can forge adverts",
+            "authentication: hmac and failover.key_file in agent.yaml, on all balancers",
+        )
+    else:
+        yield kept(f"adverts of {named([*routers])} are authenticated")
+
+
 def metrics_listen(seen: Seen) -> Iterator[Finding]:
     """Check who can read metrics."""
     where = seen.status["metrics"]["listen"]
@@ -105,7 +143,7 @@ def checked(seen: Seen) -> Iterator[Finding]:
         none="there is no service",
         good="{count} services check their backends",
         bad="backends are not checked",
-        fix="lbctl service set {name} --health-type http --health-path /health",
+        fix="lbctl service set {name} --health http --health-path /health",
     )
 
 
@@ -117,7 +155,7 @@ def checks_answer(seen: Seen) -> Iterator[Finding]:
         none="there is no tcp service",
         good="{count} tcp services ask more than whether a connection opens",
         bad="the check only opens a connection, which works even if the program hangs",
-        fix="lbctl service set {name} --health-type http --health-path /health, or completion",
+        fix="lbctl service set {name} --health http --health-path /health, or completion",
     )
 
 
@@ -186,6 +224,20 @@ RULES = (
         "Only root and the group of the socket may change the balancer.",
         "Every user of this host can redirect your clients.",
         api,
+    ),
+    Rule(
+        "commands",
+        Practice.SECURITY,
+        "Commands of checks and of failover do not run as root.",
+        "Whoever can change such a command can do everything on this host.",
+        commands,
+    ),
+    Rule(
+        "adverts",
+        Practice.SECURITY,
+        "Adverts of virtual routers are authenticated.",
+        "A host on the segment can take the VIPs, and with them your clients.",
+        adverts,
     ),
     Rule(
         "metrics-address",

@@ -103,7 +103,7 @@ def with_file(agent: AgentFacts, path: Path) -> AgentFacts:
     """Add the content of the configuration file of an agent that does not answer."""
     try:
         config = load_file(path)
-        found = ConfigFile(str(path), advice=warnings(config))
+        found = ConfigFile(str(path), advice=warnings(config, path))
     except ConfigError as error:
         return replace(agent, file=ConfigFile(str(path), problems=error.problems))
     shown = document(config)

@@ -18,6 +18,7 @@ type Change = Callable[[dict[str, Any]], object]
 
 PEER = {"address": "10.0.0.2", "name": "edge-2", "state": "connected", "behind_s": 0.1}
 ROUTER = {"name": "a/ipv4", "role": "master", "problems": []}
+INSTANCE = {"name": "a", "authentication": "hmac", "track": {"scripts": [{"name": "gateway"}]}}
 PORTS = {"source": "10.0.0.1", "server": "10.0.0.21:80/tcp", "used_ports": 5, "ports": 22_528}
 GPU = {"gpu": "0", "lost": False, "xid": None, "throttled_by": []}
 REPORT = {
@@ -64,7 +65,10 @@ def well() -> dict[str, Any]:
         {
             "status": status,
             "services": [service],
-            "config": {},
+            "config": {
+                "script_user": "steelyard-script",
+                "failover": {"instances": [dict(INSTANCE)]},
+            },
             "failover": {
                 "instances": [{"adverts_received_total": 7}],
                 "flow_sync": {"peers": [PEER]},
@@ -133,6 +137,10 @@ def peers(*found: dict[str, Any]) -> Change:
     return lambda seen: seen["failover"]["flow_sync"].update({"peers": list(found)})
 
 
+def routers(*found: dict[str, Any]) -> Change:
+    return lambda seen: seen["config"].update(failover={"instances": list(found)})
+
+
 BROKEN: list[tuple[str, Change]] = [
     ("flow-table", status("dataplane", "flow_table", {"used_share": 0.8, "slots": 1024})),
     ("flows-recorded", service("flows_not_recorded_total", 1)),
@@ -167,6 +175,10 @@ BROKEN: list[tuple[str, Change]] = [
     ("guard", guard("lists", [{"name": "bad", "problem": "line 3"}])),
     ("guard", service("guard", "dry-run")),
     ("api", lambda seen: seen.update(socket_mode=0o140666)),
+    ("commands", lambda seen: seen["config"].pop("script_user")),
+    ("commands", lambda seen: seen["config"].update(script_user="root")),
+    ("adverts", routers(INSTANCE, INSTANCE | {"name": "b", "authentication": "password"})),
+    ("adverts", routers({"name": "a"})),
     ("metrics-address", status("metrics", "listen", "0.0.0.0:9117")),
     ("metrics-address", status("metrics", "listen", "[::]:9117")),
     ("metrics-address", status("metrics", "listen", "8.8.8.8:9117")),
@@ -227,6 +239,8 @@ def test_a_balancer_without_services_breaks_no_rule_of_services():
      ("balancers-agree", status("failover", "configured", False)),
      ("metrics-address", status("metrics", "listen", None)),
      ("objectives-kept", service("slo", [])),
+     ("commands", routers()),
+     ("adverts", routers({"name": "a", "method": "announce"})),
      ("checks-by-vip", service("forward", "nat"))],
 )  # fmt: skip
 def test_a_rule_that_says_nothing_of_a_system_is_not_broken(name: str, change: Change):
@@ -260,8 +274,8 @@ def audited(agent, run, monkeypatch: pytest.MonkeyPatch):
 
     def call(*arguments: str, change: Change = lambda _: None, **settings: Any):
         change(seen)
-        agent.status, agent.services, agent.config = seen["status"], seen["services"], {}
-        agent.failover, agent.guard = seen["failover"], seen["guard"]
+        agent.status, agent.services = seen["status"], seen["services"]
+        agent.config, agent.failover, agent.guard = seen["config"], seen["failover"], seen["guard"]
         agent.socket.chmod(0o660)
         return run("audit", *arguments, **settings)
 

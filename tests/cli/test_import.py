@@ -189,6 +189,29 @@ virtual_server group H { lb_algo rr }
     ]  # fmt: skip
 
 
+def test_scripts_run_as_the_user_that_the_file_names() -> None:
+    text = """\
+global_defs { script_user keepalived_script adm }
+vrrp_script chk {
+    script "/bin/true"
+    user other
+}
+vrrp_instance A {
+    interface eth0
+    virtual_router_id 7
+    track_script { chk }
+    virtual_ipaddress { 192.0.2.10 }
+}
+"""
+    config, notes = loaded(text, "eth0")
+    (instance,) = config.failover.instances
+    assert config.script_user == "keepalived_script"
+    assert [each.run_as for each in instance.track.scripts] == ["keepalived_script"]
+    assert [(note.line, note.text.partition(":")[0]) for note in notes] == [
+        (1, "script_user"), (4, "user"),
+    ]  # fmt: skip
+
+
 def test_vrrp_in_full() -> None:
     text = """\
 global_defs { vrrp_version 3 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "vagrant/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "vagrant/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 )
 _FENCE = re.compile(r"^( *)```(\S*)$")

@@ -542,6 +542,7 @@ def test_a_program_taken_off_by_hand_is_put_back(lab: Site) -> None:
         ({"interface": "eth9"}, ["eth9", "there is no such interface", "eth0"]),
         ({"socket_group": "nobody-has-it"}, ["nobody-has-it", "groupadd"]),
         ({"socket_roles": {"viewer": ["nobody-has-it"]}}, [".yaml:", "nobody-has-it", "groupadd"]),
+        ({"script_user": "nobody-has-it"}, [".yaml:", "nobody-has-it", "useradd"]),
     ],
 )
 def test_a_start_that_cannot_work_says_why_and_changes_nothing(

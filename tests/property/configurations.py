@@ -546,4 +546,20 @@ def _with_roles(config: Config, roles: RoleNames) -> Config:
     return config if config.socket_group else dataclasses.replace(config, socket_roles=roles)
 
 
-configs = st.builds(_with_roles, _configs, socket_roles)
+def _with_script_user(config: Config, user: str | None) -> Config:
+    """One user runs the commands of all checks."""
+    services = tuple(
+        dataclasses.replace(
+            each,
+            health=dataclasses.replace(each.health, run_as=user if each.health.command else None),
+        )
+        for each in config.services
+    )
+    return dataclasses.replace(config, script_user=user, services=services)
+
+
+configs = st.builds(
+    _with_script_user,
+    st.builds(_with_roles, _configs, socket_roles),
+    st.sampled_from([None, "steelyard-script"]),
+)

@@ -49,6 +49,16 @@ def test_a_file_for_another_host_is_checked_without_the_agents_weight(tmp_path: 
     assert imported == "[]"
 
 
+def test_what_the_agent_would_refuse_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("interface: not-here0\nscript_user: no-such-user\n")
+    path.chmod(0o666)
+    done = check(path)
+    assert done.returncode == 0
+    assert "other users can change the file (mode 0666): the agent refuses it" in done.stdout
+    assert "script_user no-such-user: this host has no such user" in done.stdout
+
+
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
     path.write_text("interface: not-here0\nservices: [{}]\n")
@@ -65,8 +75,8 @@ def test_tables_that_no_host_holds_are_refused_where_the_interface_is(
     )
     text = "tables: {flows: 268435456}\n"
     with pytest.raises(ConfigError, match=r"all memory of this host is 1 GB: tables\.flows 36\.5"):
-        hostfacts.warnings(parse(f"interface: lo\n{text}", "f"))
-    assert len(hostfacts.warnings(parse(f"interface: not-here0\n{text}", "f"))) == 1
+        hostfacts.warnings(parse(f"interface: lo\n{text}", "f"), Path("f"))
+    assert len(hostfacts.warnings(parse(f"interface: not-here0\n{text}", "f"), Path("f"))) == 1
 
 
 def test_this_host_has_addresses_networks_and_memory() -> None:

@@ -172,6 +172,30 @@ def test_what_a_reload_cannot_change_has_its_remedy(make: Make, key: str, remedy
     assert core.taken == []
 
 
+def test_a_file_that_others_can_change_is_not_taken_over(make: Make) -> None:
+    control, core, path = make(0)
+    path.write_text(f"{TEXT}hash_seed: 7\n")
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match="other users can change the file"):
+        asyncio.run(control.reload())
+    assert core.taken == []
+    path.chmod(0o600)
+    asyncio.run(control.reload())
+    assert core.config.hash_seed == 7
+
+
+def test_the_commands_of_checks_run_as_another_user_from_a_reload_on(make: Make) -> None:
+    control, core, path = make(0)
+    check = "    health: {type: exec, command: /bin/true}\n"
+    path.write_text(TEXT.replace("    vip:", f"{check}    vip:", 1))
+    asyncio.run(control.reload())
+    assert core.config.services[0].health.run_as is None
+    path.write_text(path.read_text() + "script_user: nobody\n")
+    (change,) = asyncio.run(control.reload())
+    assert str(change) == "change settings: script_user (default) → nobody"
+    assert core.config.services[0].health.run_as == "nobody"
+
+
 def test_a_reload_says_which_settings_it_has_taken_over(make: Make) -> None:
     """And tells nothing of what is in them: a section may hold a password, and the seed is one."""
     control, core, path = make(0)

@@ -1,8 +1,8 @@
 """Runs the tracked scripts in a process of its own, because starting a command blocks the caller.
 
 ``python -m agent.failover.process.runner`` reads one line of JSON from standard input for every new
-set of scripts, ``[[id, command, interval_s, timeout_s], …]``, and writes ``[id, ok, detail]`` for
-each run. It ends when its input ends.
+set of scripts, ``[[id, command, user, interval_s, timeout_s], …]``, and writes ``[id, ok, detail]``
+for each run. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -14,23 +14,30 @@ import os
 import signal
 import sys
 
+from agent import runas
 from agent.failover.process.realtime import be_ordinary
 
 MAX_LINE_BYTES = 1 << 20
 
 
-async def result(command: list[str], timeout_s: float) -> tuple[bool, str]:
+async def result(command: list[str], user: str | None, timeout_s: float) -> tuple[bool, str]:
     """Run a command, and return whether it exits with 0 in time, and a detail if it does not.
 
-    At the end the command and everything that it has started are killed.
+    ``user``: of this host; None: that of this process. At the end the command and everything that
+    it has started are killed.
     """
     null = asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=null, stdout=null, stderr=null, start_new_session=True
+            *runas.words(command, user),
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            env=runas.environment(user, os.environ),
+            start_new_session=True,
         )
-    except OSError as error:
-        return False, error.strerror or str(error)
+    except (OSError, LookupError) as error:
+        return False, runas.refusal(command[0], user, error)
     try:
         async with asyncio.timeout(timeout_s):
             status = await process.wait()
@@ -43,11 +50,13 @@ async def result(command: list[str], timeout_s: float) -> tuple[bool, str]:
     return status == 0, f"exit status {status}" if status else ""
 
 
-async def _repeat(number: int, command: list[str], interval_s: float, timeout_s: float) -> None:
+async def _repeat(
+    number: int, command: list[str], user: str | None, interval_s: float, timeout_s: float
+) -> None:
     loop = asyncio.get_running_loop()
     due_s = loop.time()
     while True:
-        ok, detail = await result(command, timeout_s)
+        ok, detail = await result(command, user, timeout_s)
         sys.stdout.write(json.dumps([number, ok, detail]) + "\n")
         sys.stdout.flush()
         # Runs that were missed because one took long are not made up for.

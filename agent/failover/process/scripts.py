@@ -87,7 +87,7 @@ class Scripts:
             await self._news.wait()
             self._news.clear()
             sets = [
-                (number, each.command, each.interval_s, each.timeout_s)
+                (number, each.command, each.run_as, each.interval_s, each.timeout_s)
                 for number, each in self._numbers.items()
             ]
             writer.write(json.dumps(sets).encode() + b"\n")

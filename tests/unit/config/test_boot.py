@@ -56,6 +56,17 @@ def test_a_broken_file_gives_way_to_the_last_good_one(path: Path, broken: bytes)
         boot(path, fall_back=False)
 
 
+def test_a_file_that_others_can_change_gives_way_to_the_last_good_one(path: Path) -> None:
+    start(path)
+    path.chmod(0o666)
+    found = boot(path).loaded
+    assert found.config.services[0].name == "chat"
+    assert "other users can change the file (mode 0666)" in found.file_problem
+    with pytest.raises(ConfigError, match="other users can change the file") as caught:
+        boot(path, fall_back=False)
+    assert caught.value.remedy == f"chmod go-w {path}"
+
+
 def test_runtime_changes_are_part_of_what_was_good(path: Path) -> None:
     start(path)
     begun = boot(path)

@@ -331,6 +331,20 @@ def test_a_command_that_writes_much_is_not_held_up():
     assert (result.ok, result.detail.endswith(": first")) == (True, True), result
 
 
+def test_a_command_runs_as_the_user_that_is_named_and_is_ended(tmp_path: Path):
+    secret, started = tmp_path / "secret", time.monotonic()
+    secret.write_text("root's")
+    command = ("/bin/sh", "-c", f"echo $(id -un) $(id -Gn) $HOME; cat {secret}")
+    result = ask(replace(EXEC, command=command, run_as="nobody"), 8000)
+    assert not result.ok
+    assert result.detail.endswith(": nobody nogroup /nonexistent")
+    endless = replace(EXEC, command=("/bin/sleep", "60"), run_as="nobody", timeout_s=0.5)
+    assert not ask(endless, 8000).ok
+    assert time.monotonic() - started < 60
+    unknown = ask(replace(EXEC, command=("/bin/true",), run_as="no-such-user"), 8000)
+    assert unknown.detail == "/bin/true as no-such-user: this host has no user 'no-such-user'"
+
+
 def test_a_command_that_is_not_there_says_so():
     result = ask(replace(EXEC, command=("/no/such/check",)), 8000)
     assert (result.ok, result.detail) == (False, "/no/such/check: No such file or directory")

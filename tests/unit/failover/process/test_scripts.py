@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from agent.failover.fitness import ScriptState
 from agent.failover.model import TrackedScript
@@ -45,9 +46,31 @@ def test_the_runner_tells_how_each_script_ended() -> None:
 
 def test_a_script_that_takes_too_long_has_failed() -> None:
     async def work() -> tuple[bool, str]:
-        return await runner.result(["/bin/sh", "-c", "sleep 60 & sleep 60"], 0.01)
+        return await runner.result(["/bin/sh", "-c", "sleep 60 & sleep 60"], None, 0.01)
 
     assert asyncio.run(work()) == (False, "no answer within 0.01 s")
+
+
+def test_a_script_runs_as_the_user_that_is_named() -> None:
+    command = ("/bin/sh", "-c", 'test "$(id -un)" = nobody && test "$HOME" = /nonexistent')
+    mine = TrackedScript("mine", command, interval_s=0.05)
+    theirs = replace(mine, name="theirs", run_as="nobody")
+    nobodys = replace(mine, name="nobodys", run_as="no-such-user")
+
+    async def work() -> list[ScriptState]:
+        scripts = Scripts(lambda: None)
+        task = asyncio.create_task(scripts.run())
+        tracked = [mine, theirs, nobodys]
+        scripts.watch(tracked)
+        await until(lambda: None not in {scripts.state(each).ok for each in tracked})
+        task.cancel()
+        return [scripts.state(each) for each in tracked]
+
+    as_root, as_nobody, unknown = asyncio.run(work())
+    assert (as_root.ok, as_root.detail) == (False, "exit status 1")
+    assert as_nobody.ok
+    assert not unknown.ok
+    assert unknown.detail == "/bin/sh as no-such-user: this host has no user 'no-such-user'"
 
 
 def test_a_late_word_of_a_former_set_is_of_none_of_the_new_one() -> None:
