@@ -90,7 +90,7 @@ lock: $(STAMP) ## renew deploy/requirements.lock, the Python packages and hashes
 sbom: $(STAMP) ## write dist/steelyard.cdx.json, the bill of materials (CycloneDX) of what the Debian package contains
 	@[ -x build/cyclonedx/bin/cyclonedx-py ] || $(BIN)/pip install --quiet --target build/cyclonedx cyclonedx-bom
 	@mkdir -p dist
-	@PYTHONPATH=build/cyclonedx $(PYTHON) -m cyclonedx_py requirements --pyproject pyproject.toml \
+	@PYTHONPATH=build/cyclonedx $(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements --pyproject pyproject.toml \
 		--output-reproducible --output-file dist/steelyard.cdx.json deploy/requirements.lock
 	@echo "sbom: dist/steelyard.cdx.json"
 
