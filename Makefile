@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock sbom audit-deps bench bench-peers bench-ai bench-failover bench-scale bench-fleet vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock sbom audit-deps bench bench-peers bench-ai bench-failover bench-scale bench-fleet docs-site vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -101,6 +101,14 @@ audit-deps: $(STAMP) ## look up the Python packages of the Debian package among 
 
 docs: $(STAMP) ## write the generated references in docs/ anew
 	@for module in $(REFERENCES); do $(PYTHON) -m $$module || exit 1; done
+
+# MkDocs and its theme are fetched into build/, because only this needs them.
+docs-site: $(STAMP) ## write the documentation as a site with a search into build/site, which needs no network
+	@[ -x build/mkdocs/bin/mkdocs ] || $(BIN)/pip install --quiet --target build/mkdocs mkdocs-material
+	@rm -rf build/site-pages && mkdir -p build/site-pages
+	@cp --parents $$(git ls-files '*.md' docs deploy bench/results vagrant LICENSE .ci bpf/include) build/site-pages
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/mkdocs $(PYTHON) -m mkdocs build --quiet --strict
+	@echo "docs: build/site; to read it with its search: python3 -m http.server --directory build/site --bind 127.0.0.1"
 
 docs-check: $(STAMP)
 	@echo "docs: the generated references are up to date"

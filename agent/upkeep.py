@@ -71,7 +71,7 @@ def rollback_check(path: Path, folder: Path) -> None:
             return
         click.echo(
             f"{found.reset} connections are reset, {found.moved} may be. To lose none, first hand"
-            " over to another balancer or drain the services (docs/operations.md)"
+            " over to another balancer or drain the services (docs/upgrade.md)"
         )
         sys.exit(1)
 

@@ -86,7 +86,7 @@ tunnel_up() {
 	shift
 	has_device "$device" || run ip link add name "$device" type "$@" || fail \
 		"this kernel cannot make a tunnel device of type $1" \
-		"modprobe $1; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/operations.md)"
+		"modprobe $1; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/backends.md)"
 	run ip link set dev "$device" up
 }
 
@@ -130,7 +130,7 @@ gue_up() {
 	for family in $families; do
 		has_gue "$family" "$1" || run ip "$family" fou add port "$1" gue || fail \
 			"this kernel cannot remove UDP from a packet" \
-			"modprobe fou; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/operations.md)"
+			"modprobe fou; if there is no such module: lb-agent decap --interface NAME --vip VIP (docs/backends.md)"
 	done
 }
 
@@ -323,7 +323,7 @@ up | down | check) ;;
 esac
 case "$mode" in
 dsr | ipip | gue) ;;
-nat | fullnat) fail "$mode needs no preparation" "see docs/operations.md for what it needs" ;;
+nat | fullnat) fail "$mode needs no preparation" "see docs/backends.md for what it needs" ;;
 *) fail "unknown mode $mode" "dsr, ipip or gue: $0 --help" ;;
 esac
 words="" # the options and VIPs of this command, for later boots

@@ -214,7 +214,7 @@ def _cookies(
         yield Problem(
             path,
             "needs a key that balancers and servers share",
-            "set companion.key_file; docs/operations.md says how the key is made",
+            "set companion.key_file; docs/backends.md says how the key is made",
         )
 
 

@@ -260,7 +260,7 @@ def _xdp_occupied(interface: str, ident: int) -> DataplaneError:
     return DataplaneError(
         f"another XDP program is attached: {program_name(ident)!r}, id {ident}",
         where=f"interface {interface}",
-        remedy="`hook: external` lets it call the balancer (docs/operations.md, behind a "
+        remedy="`hook: external` lets it call the balancer (docs/hooks.md, behind a "
         "dispatcher), `hook: tc` runs after it; "
         f"`bpftool prog show id {ident}` shows what it is; if nobody needs it, "
         f"`ip link set dev {interface} xdp off; ip link set dev {interface} xdpgeneric off` "

@@ -72,7 +72,7 @@ With `metrics_backends: basic`, a single backend has only the following metrics,
 of `steelyard_backend_state`, for the state that it is in: {basic}. With `none` it has no metrics of
 its own. Answers are compressed with gzip for scrapers that accept it.
 
-Alerts and dashboards that use these metrics: [operations](operations.md#dashboards-and-alerts).
+Alerts and dashboards that use these metrics: [observe](observe.md#dashboards-and-alerts).
 """
 
 

@@ -138,7 +138,7 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
             Verdict.PROBLEM,
             "nothing here takes the outer UDP header off: no port is set up for gue",
             f"{setup}; where the kernel has no fou module, the decapsulation program"
-            " (docs/operations.md)",
+            " (docs/backends.md)",
         )
     elif up:
         ports = f", on UDP port {', '.join(map(str, sorted(facts.gue_ports)))}"
@@ -157,7 +157,7 @@ def decapsulation(facts: Facts, ask: Question) -> Iterator[Finding]:
             Verdict.PROBLEM,
             "nothing here takes the outer header off: there is no tunnel device",
             f"{setup}; where the kernel has no tunnel device, the decapsulation program"
-            " (docs/operations.md)",
+            " (docs/backends.md)",
         )
 
 

@@ -201,7 +201,7 @@ def external(facts: Facts, _ask: Question) -> Iterator[Finding]:
             "external",
             Verdict.WARNING,
             f"no program calls {entry.path}: packets bypass the balancer",
-            f"xdp-loader load --pin-path {folder} INTERFACE xdp-entry.o (docs/operations.md); one"
+            f"xdp-loader load --pin-path {folder} INTERFACE xdp-entry.o (docs/hooks.md); one"
             " that was loaded before the last lb-agent detach must be loaded again",
         )
     else:

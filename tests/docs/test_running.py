@@ -25,8 +25,11 @@ pytestmark = pytest.mark.kernel
 # Pages whose commands follow each other in one lab, in `make test`, and those that make labs
 # themselves, which takes too long for it.
 TOGETHER = ("docs/guard.md", "docs/discovery.md", "docs/scaling.md")
-LONGER = ("docs/operations.md",)  # likewise, in the soak
-ALONE = ("docs/lab.md",)
+LONGER = tuple(  # likewise, in the soak
+    f"docs/{name}.md"
+    for name in ("install", "migrate", "change", "upgrade", "backends", "hooks", "observe")
+)
+ALONE = ("docs/lab.md", "docs/tutorial.md")
 PRIVATE = """\
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/lock

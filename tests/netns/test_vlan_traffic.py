@@ -125,7 +125,7 @@ def know(on: Segment) -> None:
 
 
 def show_tags(on: Segment, hook: Hook) -> None:
-    """What docs/operations.md says of the other end of a veth."""
+    """What docs/hooks.md says of the other end of a veth."""
     if hook is Hook.TC:
         return
     off = ("txvlan", "off", "tx-vlan-stag-hw-insert", "off")

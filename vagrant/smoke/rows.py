@@ -139,7 +139,7 @@ def _everywhere(stage: Stage, verb: str, backend: str) -> None:
 
 
 def upgrade(stage: Stage) -> Outcome:
-    """Install another version over the running one and restart the units, as docs/operations.md
+    """Install another version over the running one and restart the units, as docs/upgrade.md
     says: the backup's first, and the failover process once the new agent is there to hand over.
     """
     with stage.load("upgrade") as running:
