@@ -92,13 +92,15 @@ def check_trusted(path: Path, groups: Collection[str] = ()) -> None:
     """Raise ConfigError if somebody else could change this file, or put another in its place.
 
     The configuration names commands that run as root. Only root, the user of this process and the
-    members of ``groups`` may therefore change it. The folder counts, too, unless it is sticky
-    (``/tmp``) or on a read-only file system (a ConfigMap in a pod).
+    members of ``groups`` may therefore change it. The folder counts, too, and with a link the
+    folders of both, unless a folder is sticky (``/tmp``) or on a read-only file system (a
+    ConfigMap in a pod).
     """
     real = path.resolve()
     try:
-        folder, file = real.parent.stat(), real.stat()
-        is_fixed = bool(os.statvfs(real.parent).f_flag & os.ST_RDONLY)
+        file = real.stat()
+        folders = {each: each.stat() for each in (path.absolute().parent, real.parent)}
+        fixed = {each for each in folders if os.statvfs(each).f_flag & os.ST_RDONLY}
     except OSError:
         return  # whoever reads the file says so
     if file.st_uid not in (0, os.geteuid()):
@@ -107,11 +109,14 @@ def check_trusted(path: Path, groups: Collection[str] = ()) -> None:
             where=str(path),
             remedy=f"chown root {real}",
         )
-    for each, found, what in ((real, file, "file"), (real.parent, folder, "folder of the file")):
-        is_free = is_fixed or (what != "file" and found.st_mode & stat.S_ISVTX)
-        if not is_free and _others_write(found, groups):
+    found = [(real, file, "file")] if real.parent not in fixed else []
+    for folder, status in folders.items():
+        if folder not in fixed and not status.st_mode & stat.S_ISVTX:
+            found.append((folder, status, "folder of the file"))
+    for each, status, what in found:
+        if _others_write(status, groups):
             raise ConfigError(
-                f"other users can change the {what} (mode {stat.S_IMODE(found.st_mode):04o})",
+                f"other users can change the {what} (mode {stat.S_IMODE(status.st_mode):04o})",
                 where=str(path),
                 remedy=f"chmod go-w {each}",
             )

@@ -213,7 +213,7 @@ fingerprint() {
 		cat "${BASH_SOURCE[0]}"
 		awk '/^\[/ { keep = /^\[(build-system|project|tool\.hatch)/ } keep' \
 			"$repository/pyproject.toml"
-		[[ -n "$dev" ]] || find "$repository"/{agent,bpf,lbctl,manual} \
+		[[ -n "$dev" ]] || find "$repository"/{agent,bpf,lbctl,manual,steelyard} \
 			"$repository"/deploy/{*.service,agent.example.yaml} -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
 	} | sha256sum
 }

@@ -38,6 +38,32 @@ anything.
 [openapi.json](openapi.json) describes every route and every key of the answers as an OpenAPI 3.1
 document, for generators of clients. The agent serves the same document at `/v1/openapi.json`.
 
+For programs in Python there is a typed client, `steelyard`, with a method for each route; it needs
+nothing but the standard library. Type checkers know the keys of every answer:
+
+```python
+from pathlib import Path
+
+from steelyard import ApiRefusedError, Client, Server
+
+here = Client()  # the socket of this host
+there = Client(Server("lb1.example.org", 9443, Path("me.pem"), Path("me.key"), Path("ca.pem")))
+for service in here.services()["services"]:
+    print(service["name"], service["state"], service["waiting_bytes"])
+try:
+    here.edit(
+        {
+            "op": "backend.set",
+            "service": "chat",
+            "backend": "gpu-1",
+            "values": {"state": "drain"},
+            "message": "new driver",
+        }
+    )
+except ApiRefusedError as error:
+    print(error, error.remedy)
+```
+
 - Units are in the keys: `since_s` is in seconds, `p99_ms` in milliseconds, and what ends with
   `_total` only counts up. Times are RFC 3339 texts in UTC. Null means that a value is not known or
   does not apply.

@@ -139,8 +139,8 @@ class StatusPageSection(Section):
 
     Whoever can reach it sees all names and addresses of the configuration, and clients' addresses
     in its trace. So it listens on loopback addresses only, unless it has a token and TLS. On
-    loopback addresses every user of this host can open it, unless it has a token. [Observe](observe.md#in-a-browser-the-status-page)
-    says how to reach it from elsewhere.
+    loopback addresses every user of this host can open it, unless it has a token.
+    [Observe](observe.md#in-a-browser-the-status-page) says how to reach it from elsewhere.
     """
 
     listen: net.Listen = Field(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+import steelyard
 from agent.api import reference
 from agent.api.client import ApiRefusedError
 from agent.api.routes import ROUTES
@@ -97,6 +98,23 @@ def test_every_read_of_the_api_answers_as_described(lab: Site) -> None:
                 described.check("GET", path, status, end[4:].partition(";")[0], text)
                 if path == "/v1/trace":
                     assert '"event":"pick"' in text
+        client = steelyard.Client(socket)
+        assert {"chat", "web"} <= {each["name"] for each in client.services()["services"]}
+        assert client.list_("backends", service="web", limit=1)["matched"] == 3
+        made = client.edit(
+            {
+                "op": "backend.set",
+                "service": "chat",
+                "backend": "gpu-1",
+                "values": {"weight": 7},
+                "dry_run": True,
+            }
+        )
+        assert [(each["backend"], made["applied"]) for each in made["changes"]] == [
+            ("gpu-1", False)
+        ]
+        with pytest.raises(steelyard.ApiNotFoundError):
+            client.service("nobody")
     finally:
         lab.edit("service.remove", service="chat", confirmed=True)
 

@@ -70,6 +70,11 @@ def test_a_link_is_as_good_as_what_it_leads_to(path: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="change the file") as caught:
         check_trusted(link)
     assert caught.value.where == str(link)
+    path.chmod(0o644)
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"folder of the file \(mode 0777\)") as caught:
+        check_trusted(link)
+    assert caught.value.remedy == f"chmod go-w {tmp_path}"
 
 
 def test_a_file_that_is_gone_is_for_its_reader_to_say(tmp_path: Path) -> None:

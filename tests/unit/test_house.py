@@ -81,7 +81,11 @@ def test_the_wheel_holds_every_unit(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_holds_both_packages_and_nothing_of_the_workshop(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"agent", "lbctl"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "agent",
+        "lbctl",
+        "steelyard",
+    }
     assert not [name for name in wheel.namelist() if "__pycache__" in name]
 
 
