@@ -522,4 +522,29 @@ FLEET = (
            ("unit/api/test_roles.py",)),
 )  # fmt: skip
 
-MUTANTS = (*BPF, *AGENT, *FLEET)
+HOST = (
+    Mutant("a reload takes over what anybody wrote", "agent/control.py",
+           "await asyncio.to_thread(check_trusted, self._path, loaded.file_config.admin_groups)",
+           "pass", ("unit/test_control.py",)),
+    Mutant("a start runs what anybody wrote", "agent/config/boot.py",
+           "        check_trusted(path, config.admin_groups)\n", "",
+           ("unit/config/test_boot.py",)),
+    Mutant("a folder that anybody can change is trusted", "agent/files.py",
+           "if folder not in fixed and not status.st_mode & stat.S_ISVTX:", "if False:",
+           ("unit/test_files.py",)),
+    Mutant("another user's file is trusted", "agent/files.py",
+           "if file.st_uid not in (0, os.geteuid()):", "if False:", ("unit/test_files.py",)),
+    Mutant("commands run as root whatever script_user says", "agent/config/convert.py",
+           "run_as=script_user if section.command else None,", "run_as=None,",
+           ("unit/test_control.py", "unit/config")),
+    Mutant("a command of another user has root's groups", "agent/runas.py",
+           '"--init-groups"', '"--keep-groups"', ("unit/test_runas.py",)),
+    Mutant("a command that cannot be ended is started", "agent/runas.py",
+           "if lacking := _lacking():", "if (lacking := _lacking()) and False:",
+           ("unit/test_runas.py",)),
+    Mutant("the client for Python asks for another service", "steelyard/client.py",
+           "{quote(str(name), safe='')}\"\n        return cast(\"shapes.Service\"",
+           "{name}\"\n        return cast(\"shapes.Service\"", ("unit/api/test_pyclient.py",)),
+)  # fmt: skip
+
+MUTANTS = (*BPF, *AGENT, *FLEET, *HOST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import subprocess
@@ -20,8 +21,8 @@ def test_without_a_name_a_command_is_started_as_this_process() -> None:
 
 
 def test_another_user_comes_with_its_own_groups_and_home_and_no_rights() -> None:
-    words = runas.words(ID, "nobody")
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    words, more = runas.words(ID, "nobody"), [grp.getgrnam("adm").gr_gid]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, extra_groups=more)
     assert done.stdout.split() == ["nobody", "nogroup", "CapEff:", "0" * 16]
     made = runas.environment("nobody", {"HOME": "/root", "PATH": "/bin"})
     assert made == {"HOME": pwd.getpwnam("nobody").pw_dir, "PATH": "/bin"}
