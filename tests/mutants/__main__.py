@@ -18,7 +18,18 @@ from tests.mutants.catalogue import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 900.0
-_PARTS = ("agent", "bpf", "lbctl", "tests", "bench", "deploy", "docs", "manual", "vagrant")
+_PARTS = (
+    "agent",
+    "bpf",
+    "lbctl",
+    "steelyard",
+    "tests",
+    "bench",
+    "deploy",
+    "docs",
+    "manual",
+    "vagrant",
+)
 _FILES = ("pyproject.toml", "Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", ".ci")
 
 
