@@ -26,8 +26,7 @@ pytestmark = pytest.mark.kernel
 # themselves, which takes too long for it.
 TOGETHER = ("docs/guard.md", "docs/discovery.md", "docs/scaling.md")
 LONGER = tuple(  # likewise, in the soak
-    f"docs/{name}.md"
-    for name in ("install", "migrate", "change", "upgrade", "backends", "hooks", "observe")
+    f"docs/{name}.md" for name in ("install", "migrate", "change", "observe")
 )
 ALONE = ("docs/lab.md", "docs/tutorial.md")
 PRIVATE = """\

@@ -83,11 +83,11 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
-    folder = tmp_path_factory.mktemp("tls")
-    for each in (folder, *list(folder.parents)[:-2]):
-        each.chmod(0o755)
+def remote() -> Iterator[Remote]:
     with site(name="st-tls", backends=2) as lab:
+        # Not below pytest's own folder: any other pytest of this host closes that to others.
+        folder = lab.lab.run_dir / "tls"
+        folder.mkdir(mode=0o755)
         lab.lab.run_dir.chmod(0o755)
         made = Remote(lab, folder)
         lab.reload(lab.config() | {"api": made.settings()})
