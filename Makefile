@@ -8,7 +8,7 @@ PYTHON := $(BIN)/python
 STAMP := $(VENV)/.steelyard-setup
 C_FILES = $(shell find bpf bench -name '*.[ch]' ! -path 'bpf/kernel/*')
 # Modules that write a page of docs/, the figures that others quote, or the dashboards, or with --check say that they are stale.
-REFERENCES := agent.api.reference agent.api.pyclient agent.config.reference agent.failover.reference \
+REFERENCES := agent.api.reference agent.config.reference agent.failover.reference \
 	agent.metrics.reference lbctl.reference lbctl.audit.reference deploy.grafana.generate bench.quoted
 
 # Byte code is kept, whatever the caller's shell says: to compile its modules anew was a third of

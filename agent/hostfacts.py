@@ -12,7 +12,7 @@ import os
 import pwd
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -160,29 +160,22 @@ class _Lacking:
 def _lacking(config: Config) -> Iterator[_Lacking]:
     for role, names in config.socket_roles.by_role.items():
         for number, name in enumerate(names):
-            if not _exists(name):
+            if not _is_known(grp.getgrnam, name):
                 path = ("socket_roles", role.value, number)
                 yield _Lacking(f"socket_roles.{role.value}", path, "group", name)
     group, user = config.socket_group, config.api.user
-    if group is not None and not _exists(group):
+    if group is not None and not _is_known(grp.getgrnam, group):
         yield _Lacking("socket_group", ("socket_group",), "group", group)
-    if config.api.listen is not None and not _is_user(user):
+    if config.api.listen is not None and not _is_known(pwd.getpwnam, user):
         yield _Lacking("api.user", ("api", "user"), "user", user)
-    if config.script_user is not None and not _is_user(config.script_user):
+    if config.script_user is not None and not _is_known(pwd.getpwnam, config.script_user):
         yield _Lacking("script_user", ("script_user",), "user", config.script_user)
 
 
-def _is_user(name: str) -> bool:
+def _is_known(look_up: Callable[[str], object], name: str) -> bool:
+    """Return whether this host has the user or group; ``look_up`` raises KeyError if not."""
     try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
-
-
-def _exists(group: str) -> bool:
-    try:
-        grp.getgrnam(group)
+        look_up(name)
     except KeyError:
         return False
     return True

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -40,7 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
     Byte code is kept, whatever the caller's shell says, as by the Makefile: to compile its modules
     anew is a third of what a start of the agent costs, and of what it costs to find the tests.
     """
-    gc.disable()  # until all tests are found: what is made on the way stays, and is no garbage
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -68,10 +68,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _take_turns(items)
 
 
-def pytest_collection_finish() -> None:
-    """To look through 20,000 tests for garbage was a third of what it costs to find them."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Find the tests without looking for garbage: what is made on the way stays.
+
+    To look through 20,000 tests again and again was a third of what it costs to find them.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _take_turns(items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
-"""Writes steelyard/client.py, the typed client for Python: ``python -m agent.api.pyclient``.
+"""Decides what steelyard/client.py says, the typed client for Python: each JSON route is a method.
 
-With ``--check`` it only checks that the file is up to date. Each JSON route becomes a method.
+``agent.api.reference`` writes it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
-import sys
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 from agent.api import shapes
 from agent.api.routes import LINES, ROUTES, TEXT, Route, Schema
@@ -21,10 +20,9 @@ from agent.api.routes import LINES, ROUTES, TEXT, Route, Schema
 FILE = Path(__file__).resolve().parents[2] / "steelyard" / "client.py"
 _WIDTH = 100
 _ANY = "dict[str, Any]"  # what the connection returns
-_BOOLEAN = ["true", "false"]
 
 HEAD = '''\
-# Made by `python -m agent.api.pyclient`; do not edit.
+# Made by `python -m agent.api.reference`; do not edit.
 """The typed client of the agent's API: one method for each route that answers with JSON."""
 
 from __future__ import annotations
@@ -152,13 +150,13 @@ def _kind(schema: Schema) -> str:
     if _is_boolean(schema):
         return "bool"
     if "enum" in schema:
-        values: Sequence[str] = schema["enum"]  # type: ignore[assignment]
+        values = cast("list[str]", schema["enum"])
         return f"Literal[{', '.join(f'"{each}"' for each in values)}]"
     return {"integer": "int", "number": "float"}.get(str(schema.get("type")), "str")
 
 
 def _is_boolean(schema: Schema) -> bool:
-    return sorted(schema.get("enum", ()), reverse=True) == _BOOLEAN  # type: ignore[call-overload, no-any-return]
+    return schema.get("enum") == ["true", "false"]
 
 
 def _type_of(shape: Any) -> str:
@@ -169,18 +167,3 @@ def _type_of(shape: Any) -> str:
         return _ANY
     room = "shapes" if shape.__module__ == shapes.__name__ else "fleetshapes"
     return f"{room}.{shape.__name__}"
-
-
-def main() -> int:
-    """Write or check the file; return 1 if the check finds a difference."""
-    wanted = text()
-    if "--check" not in sys.argv[1:]:
-        FILE.write_text(wanted, encoding="utf-8")
-    elif not FILE.exists() or FILE.read_text(encoding="utf-8") != wanted:
-        sys.stderr.write(f"{FILE} is outdated: run python -m agent.api.pyclient\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
-"""Writes docs/api.md and docs/openapi.json: ``python -m agent.api.reference``.
+"""Writes docs/api.md, docs/openapi.json and the client for Python.
 
-With ``--check`` it only checks that they are up to date.
+``python -m agent.api.reference`` does it. With ``--check`` it only checks that they are up to date.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agent.api import pyclient
 from agent.api.client import DEFAULT_SOCKET
 from agent.api.openapi import ERRORS, document
 from agent.api.routes import LINES, ROUTES, TEXT, Parameter, Route
@@ -221,8 +222,12 @@ def _kind(schema: Json) -> str:
 
 
 def main() -> int:
-    """Write or check both files; return 1 if the check finds a difference."""
-    made = {PAGE: page(), DOCUMENT: json.dumps(document(), indent=1) + "\n"}
+    """Write or check the files; return 1 if the check finds a difference."""
+    made = {
+        PAGE: page(),
+        DOCUMENT: json.dumps(document(), indent=1) + "\n",
+        pyclient.FILE: pyclient.text(),
+    }
     status = 0
     for path, wanted in made.items():
         if "--check" not in sys.argv[1:]:

@@ -1,4 +1,4 @@
-"""docs/api.md and docs/openapi.json are as the code says."""
+"""docs/api.md, docs/openapi.json and the client for Python are as the code says."""
 
 import json
 import re
@@ -7,20 +7,21 @@ import sys
 
 import pytest
 
-from agent.api import reference
+from agent.api import pyclient, reference
 from agent.api.openapi import document
 from agent.api.routes import ROUTES
 
 
-def test_both_files_are_up_to_date(monkeypatch):
+def test_the_files_are_up_to_date(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reference", "--check"])
     assert reference.main() == 0
     assert json.loads(reference.DOCUMENT.read_text()) == document()
 
 
-@pytest.mark.parametrize("name", ["PAGE", "DOCUMENT"])
+@pytest.mark.parametrize("name", ["PAGE", "DOCUMENT", "FILE"])
 def test_check_tells_an_outdated_file(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(reference, name, tmp_path / "file")
+    holder = pyclient if name == "FILE" else reference
+    monkeypatch.setattr(holder, name, tmp_path / "file")
     monkeypatch.setattr(sys, "argv", ["reference", "--check"])
     assert reference.main() == 1
     assert "is outdated" in capsys.readouterr().err
