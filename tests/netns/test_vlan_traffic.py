@@ -206,7 +206,7 @@ def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
         (entry,) = rig.view().contents.services.values()
         with inside(on.name("balancer")), RawSender() as sender:
             frame = syns.send(syn, entry)
-            assert frame is not None
+            assert frame is not None, rig.reasons()
             sender.frame(frame.ifindex, frame.data)
         uploaded.result(timeout=120)
         assert rig.counts("a").bytes >= BYTES
