@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock sbom audit-deps bench bench-peers bench-ai bench-failover bench-scale bench-fleet docs-site vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
+.PHONY: help setup demo test collected test-engines test-kubernetes test-deb test-image soak attack faults mutants lint types deb image lock sbom audit-deps bench bench-peers bench-ai bench-failover bench-scale bench-fleet bench-threats docs-site vagrant-up vagrant-down vagrant-test vagrant-peers docs docs-check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -120,7 +120,7 @@ attack: setup ## honest clients beside attackers, in every mode (root)
 faults: setup ## faults made by hand in labs: what the screen says, and when (root, ten minutes)
 	@$(PYTHON) -m tests.faults
 
-mutants: setup ## break the code on purpose, and see which tests notice: 180 breakages (root, half an hour)
+mutants: setup ## break the code on purpose, and see which tests notice: 189 breakages (root, half an hour)
 	@$(PYTHON) -m tests.mutants
 
 bench: setup ## measure: tables and JSON in bench/results (root)
@@ -141,6 +141,9 @@ bench-scale: setup ## what the agent costs with up to 10,000 backends, 10 minute
 
 bench-fleet: setup ## how fast a change reaches 20 and 200 balancers, and faults of etcd, 8 minutes
 	@$(PYTHON) -m bench.fleet
+
+bench-threats: setup ## what detection finds, and whom it suspects wrongly: a simulation, 4 minutes
+	@$(PYTHON) -m bench.threats
 
 vagrant-up: setup ## a client, two balancers and three backends in virtual machines (vagrant/README.md)
 	@$(PYTHON) -m vagrant.smoke up

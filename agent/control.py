@@ -157,6 +157,8 @@ class AgentControl:
             guard=replace(
                 core.guarding.view(core.config),
                 limits=core.limiting.view(core.config, core.now.situation.ids),
+                threats=core.detecting.view({s.name: s for s in core.config.services}),
+                threats_blocked=core.detecting.blocked_total,
             ),
         )
         return await core.observer.snapshot(

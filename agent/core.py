@@ -19,6 +19,7 @@ from agent.dataplane.events import lexicon_of
 from agent.dataplane.program import Dataplane
 from agent.dataplane.trace import Tracer, rings_of
 from agent.dataplane.trueup import TrueUp
+from agent.detecting import Detecting
 from agent.errors import DataplaneError, SteelyardError
 from agent.failover.plan import concerns
 from agent.floods import Floods
@@ -110,6 +111,12 @@ class Core:
         self._host = Host(config, lambda: self.passes.wake(()), self._owner_of)
         self.guarding = Guarding(config, self.dataplane)
         self.limiting = Limiting(self.dataplane)
+        self.detecting = Detecting(
+            self.dataplane,
+            lambda: self.guarding.blocks,
+            self.guarding.lists_of,
+            self._block_threats,
+        )
         self._holding = Holding(self.dataplane)
         self.companions = Companions(self.dataplane, self._companions_changed)
         self._takeovers: set[asyncio.Task[None]] = set()  # of other balancers' blocks
@@ -198,6 +205,7 @@ class Core:
                     "resets": self._resetter.run(),
                     "guard": self.guarding.run(),
                     "limits": self.limiting.run(lambda: self.now.situation),
+                    "threats": self.detecting.run(lambda: self.now.situation),
                     "waiting clients": self._holding.run(self._seen),
                     "companions": self.companions.run(),
                 }
@@ -296,6 +304,12 @@ class Core:
         prefixes = [each.prefix for each in new]
         informed = self._announce_blocks(prefixes)
         return Blocked(await self._refuse(), informed)
+
+    async def _block_threats(self, new: tuple[Block, ...]) -> None:
+        """Block sources because of what they do."""
+        what = f"{', '.join(str(each.prefix) for each in new)} blocked"
+        async with self.guarding.recording("lb-agent", "blocks", what):
+            await self.block(new, confirmed=False)
 
     async def unblock(self, prefixes: tuple[Network, ...]) -> int:
         """Serve these sources again, here and on the other balancers; return how many of those

@@ -362,7 +362,9 @@ class Guarding:
                     dropped=counts[each.name, True],
                     would_drop=counts[each.name, False],
                     used_by=tuple(
-                        s.name for s in config.services if each.name in (*s.allow, *s.deny)
+                        s.name
+                        for s in config.services
+                        if each.name in (*s.allow, *s.deny, *s.trusted)
                     ),
                 )
                 for each in config.lists
@@ -383,16 +385,20 @@ class Guarding:
     def _is_in_force(self) -> bool:
         return self._dataplane.features.guard or not self._placed
 
+    def lists_of(self, address: Address) -> tuple[str, ...]:
+        """Return the lists that contain an address, according to the tables."""
+        held = self._trees.lists(LISTS, address)
+        return tuple(name for bit, name in enumerate(self._names or ()) if held >> bit & 1)
+
     def test(self, config: Config, address: Address) -> Verdicts:
         """Return what the tables say about an address."""
-        held = self._trees.lists(LISTS, address)
-        names = [name for bit, name in enumerate(self._names or ()) if held >> bit & 1]
+        names = self.lists_of(address)
         is_blocked = self._is_in_force and bool(self._trees.lists(BLOCKS, address))
         prefix = ip_network((address, address.max_prefixlen))
         return Verdicts(
             address=address,
             block=blocks.holding(self._blocks, prefix) if is_blocked else None,
-            lists=tuple(names),
+            lists=names,
             services={s.name: verdict(s, names, is_blocked) for s in config.services},
         )
 
@@ -416,7 +422,11 @@ def verdict(service: Service, held: Iterable[str], is_blocked: bool) -> str:
 
 def _used(config: Config) -> list[AddressList]:
     """Return the lists that some service uses, in the order of their bits."""
-    used = {name for service in config.services for name in (*service.allow, *service.deny)}
+    used = {
+        name
+        for service in config.services
+        for name in (*service.allow, *service.deny, *service.trusted)
+    }
     return [each for each in config.lists if each.name in used]
 
 

@@ -93,6 +93,14 @@ class GuardMode(enum.Enum):
     OFF = "off"
 
 
+class Detect(enum.Enum):
+    """What happens to sources that behave unlike all others of a service."""
+
+    OFF = "off"  # nobody looks
+    LOG = "log"
+    BLOCK = "block"  # for ten minutes; tcp with nat or fullnat
+
+
 class AdminState(enum.Enum):
     """What the operator wants of a backend."""
 
@@ -617,6 +625,8 @@ class Service:
     deny: tuple[str, ...] = ()  # lists of the sources that may not
     limits: Limits = Limits()
     guard: GuardMode = GuardMode.ENFORCE
+    detect: Detect = Detect.LOG
+    trusted: tuple[str, ...] = ()  # lists of the sources that are never suspected
     quic_id_bytes: int | None = None  # udp: length of the server id in QUIC connection ids
     telemetry: Telemetry = Telemetry()
     node: NodeTelemetry = NodeTelemetry()

@@ -99,6 +99,13 @@ COMMANDS = (
         SEE,
     ),
     LazyCommand(
+        "threats",
+        "lbctl.commands.guard",
+        "threats",
+        "Show the sources that behave unlike all others, and those that were blocked for it.",
+        SEE,
+    ),
+    LazyCommand(
         "guard",
         "lbctl.commands.guard",
         "guard",

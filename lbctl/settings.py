@@ -16,6 +16,7 @@ from agent.model import (
     SOURCES,
     AffinityBy,
     CheckKind,
+    Detect,
     DownFlows,
     Forward,
     GuardMode,
@@ -221,6 +222,17 @@ _SETTINGS = (
         "--guard",
         type=WordType(GuardMode),
         help="What happens to sources that are blocked, denied, not allowed or beyond a limit.",
+    ),
+    click.option(
+        "--detect",
+        type=WordType(Detect),
+        help="What happens to sources that behave unlike all others.",
+    ),
+    click.option(
+        "--trusted",
+        callback=_names,
+        metavar="LIST[,LIST]",
+        help="Sources on these lists are never suspected; none: all can be.",
     ),
     click.option(
         "--quic-server-id-bytes",

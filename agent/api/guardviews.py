@@ -1,12 +1,13 @@
-"""Decides how the API shows blocks, lists and limits: snapshots become JSON."""
+"""Decides how the API shows blocks, lists, limits and threats: snapshots become JSON."""
 
 from __future__ import annotations
 
 from agent.api.times import age_s, rfc3339
 from agent.state.blocks import Block, shown
-from agent.state.guardview import LimitView, ListView, Verdicts
+from agent.state.guardview import LimitView, ListView, ThreatView, Verdicts
 from agent.state.queries import TopPage
 from agent.state.snapshot import Snapshot
+from agent.state.threats import sentence
 
 type Json = dict[str, object]
 
@@ -18,12 +19,15 @@ def guard(snapshot: Snapshot) -> Json:
         "blocks": [_block(block, at) for block in sorted(view.blocks, key=lambda b: b.until)],
         "lists": [_list(each, at) for each in view.lists],
         "limits": [_limit(each) for each in view.limits],
+        "threats": [_threat(each, at) for each in view.threats],
         "services": [
             {
                 "name": each.service.name,
                 "guard": each.service.guard.value,
                 "allow": list(each.service.allow),
                 "deny": list(each.service.deny),
+                "detect": each.service.detect.value,
+                "trusted": list(each.service.trusted),
             }
             for each in snapshot.services
         ],
@@ -31,6 +35,7 @@ def guard(snapshot: Snapshot) -> Json:
         "would_block_packets_total": view.would_block_packets,
         "not_allowed_packets_total": view.not_allowed_packets,
         "would_not_allow_packets_total": view.would_not_allow_packets,
+        "threats_blocked_total": view.threats_blocked,
         "in_force": view.in_force,
         "nodes": view.nodes,
         "nodes_total": view.nodes_total,
@@ -87,6 +92,24 @@ def _limit(each: LimitView) -> Json:
         "dropped_packets_total": each.dropped,
         "would_drop_packets_total": each.would_drop,
         "sources": each.sources,
+    }
+
+
+def _threat(each: ThreatView, at: float) -> Json:
+    threat, found = each.threat, each.threat.evidence
+    return {
+        "service": threat.service,
+        "source": shown(threat.source),
+        "sign": found.sign.value,
+        "value": round(found.value, 1),
+        "usual": round(found.usual, 1),
+        "others": found.others,
+        "usual_itself": round(found.own, 1),
+        "why": sentence(found),
+        "since": rfc3339(each.since),
+        "since_s": age_s(each.since, at),
+        "action": each.action.value,
+        "address_proven": each.proven,
     }
 
 

@@ -518,7 +518,7 @@ _PROTECT = (
         "/v1/guard",
         Role.VIEWER,
         "guard",
-        "Returns blocks, lists and limits, and how many packets they have dropped.",
+        "Returns blocks, lists and limits, what they have dropped, and the present threats.",
         "/v1/guard",
         shapes.Guard,
     ),

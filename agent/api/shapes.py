@@ -22,6 +22,7 @@ from agent.model import (
     AffinityBy,
     BackendState,
     CheckKind,
+    Detect,
     DownFlows,
     Forward,
     GuardMode,
@@ -37,6 +38,7 @@ from agent.model import (
 )
 from agent.state.events import EventKind, Fate
 from agent.state.scaling import Cause
+from agent.state.threats import Sign
 
 type Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 type Counts = dict[str, int]
@@ -653,6 +655,8 @@ class Service(ServiceHeading, Traffic):
     allow: list[str]
     deny: list[str]
     limits: Limits
+    detect: Detect
+    trusted: list[str]
     down_flows: DownFlows
     reset_after_s: float
     slow_start_s: float
@@ -1120,10 +1124,37 @@ class GuardedService(TypedDict):
     guard: GuardMode
     allow: list[str]
     deny: list[str]
+    detect: Detect
+    trusted: list[str]
+
+
+class Threat(TypedDict):
+    """A source that behaves unlike all others of a service.
+
+    `value`: what it has of `sign`; `usual`: the median of the `others`; `usual_itself`: what the
+    source usually has, 0: unknown or little. New flows are per second.
+    `action`: what the service does about such sources. `address_proven`: false if somebody else
+    could have forged the address.
+    """
+
+    service: str
+    source: str
+    sign: Sign
+    value: float
+    usual: float
+    others: int
+    usual_itself: float
+    why: str
+    since: Time
+    since_s: float
+    action: Detect
+    address_proven: bool
 
 
 class Guard(TypedDict):
-    """Blocks, lists and limits. `nodes`: how much of the guard's table is used, of `nodes_total`.
+    """Blocks, lists, limits and threats.
+
+    `nodes`: how much of the guard's table is used, of `nodes_total`.
 
     `in_force`: false while the program that enforces blocks is still being compiled.
     """
@@ -1131,11 +1162,13 @@ class Guard(TypedDict):
     blocks: list[Block]
     lists: list[AddressList]
     limits: list[Limit]
+    threats: list[Threat]
     services: list[GuardedService]
     blocked_packets_total: int
     would_block_packets_total: int
     not_allowed_packets_total: int
     would_not_allow_packets_total: int
+    threats_blocked_total: int
     in_force: bool
     nodes: int
     nodes_total: int

@@ -180,6 +180,8 @@ def service(view: ServiceSnapshot, at: float, recent: Tally) -> Json:
         "allow": list(configured.allow),
         "deny": list(configured.deny),
         "limits": limits_fields(configured.limits),
+        "detect": configured.detect.value,
+        "trusted": list(configured.trusted),
         "down_flows": configured.down_flows.value,
         "reset_after_s": configured.reset_after_s,
         "slow_start_s": configured.slow_start_s,

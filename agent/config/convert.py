@@ -116,6 +116,8 @@ def _service(
         deny=section.deny,
         limits=section.limits.model(),
         guard=section.guard,
+        detect=section.detect,
+        trusted=section.trusted,
         quic_id_bytes=section.quic_server_id_bytes,
         telemetry=section.telemetry.model(),
         node=section.node.model(),

@@ -19,6 +19,7 @@ from agent.model import (
     AdminState,
     Backend,
     CheckKind,
+    Detect,
     DownFlows,
     GuardMode,
     Limits,
@@ -45,6 +46,11 @@ _GUARDED = {
     GuardMode.DRY_RUN: "what is blocked, denied, not allowed or beyond a limit is served, and "
     "counted",
     GuardMode.OFF: "what is blocked, denied, not allowed or beyond a limit is served",
+}
+_DETECTED = {
+    Detect.OFF: "nobody looks for sources that behave unlike all others",
+    Detect.LOG: "sources that behave unlike all others are logged",
+    Detect.BLOCK: "sources that behave unlike all others are blocked for ten minutes",
 }
 _DOWN_FLOWS = {
     DownFlows.AUTO: "are reset if nothing comes back from it, otherwise they stay with it",
@@ -190,18 +196,31 @@ def _placing_changed(old: Service, new: Service) -> Iterator[str]:
             if new.syn_cookies
             else "they prove it by answering a challenge"
         )
-    if (old.allow, old.deny) != (new.allow, new.deny):
-        yield f"{_admitted(new)} may begin a flow; {_STAY}"
-    if old.limits != new.limits:
-        yield _limited(new.limits)
-    if old.guard is not new.guard:
-        yield _GUARDED[new.guard]
+    yield from _sources_changed(old, new)
     if old.quic_id_bytes != new.quic_id_bytes:
         yield (
             "QUIC packets go to the backend that the server id in their connection id names "
             f"({_plural(new.quic_id_bytes, 'byte')})"
             if new.quic_id_bytes
             else "QUIC packets go by their addresses and ports alone"
+        )
+
+
+def _sources_changed(old: Service, new: Service) -> Iterator[str]:
+    """Yield the effects on who is served."""
+    if (old.allow, old.deny) != (new.allow, new.deny):
+        yield f"{_admitted(new)} may begin a flow; {_STAY}"
+    if old.limits != new.limits:
+        yield _limited(new.limits)
+    if old.guard is not new.guard:
+        yield _GUARDED[new.guard]
+    if old.detect is not new.detect:
+        yield _DETECTED[new.detect]
+    if old.trusted != new.trusted:
+        yield (
+            f"sources on {' or '.join(new.trusted)} are never suspected"
+            if new.trusted
+            else "no source is exempt from suspicion"
         )
 
 

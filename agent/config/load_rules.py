@@ -13,6 +13,7 @@ from agent.model import (
     ANY_PORT,
     MAX_ZONE_PREFIXES,
     AffinityBy,
+    Detect,
     Protocol,
     Scheduler,
     Signal,
@@ -31,6 +32,7 @@ def check(services: list[Candidate], globals_: GlobalSection | None) -> Iterator
             yield from _affinity(service, service.section)
             yield from _slo(service, service.section)
             yield from _waiting_limit(service, service.section)
+            yield from _detect(service, service.section)
             yield from _scale(service, service.section)
         if globals_ is not None:
             yield from _zones(service, globals_)
@@ -91,6 +93,18 @@ def _waiting_limit(service: Candidate, section: ServiceSection) -> Iterator[Prob
             path,
             "needs count_waiting: without it, the waiting bytes are unknown",
             "set count_waiting to true, or this to none",
+        )
+
+
+def _detect(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
+    if section.detect is not Detect.BLOCK:
+        return
+    if section.protocol is not Protocol.TCP or not section.forward.is_nat:
+        way = "udp" if section.protocol is not Protocol.TCP else section.forward.value
+        yield Problem(
+            (*service.path, "detect"),
+            f"with {way}, anybody can forge the address of a client, and have that client blocked",
+            "set it to log, or use tcp with forward: nat or fullnat",
         )
 
 
@@ -178,7 +192,7 @@ def _zones(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:
 
 def _lists(service: Candidate, globals_: GlobalSection) -> Iterator[Problem]:
     known = [each.name for each in globals_.lists]
-    for key in ("allow", "deny"):
+    for key in ("allow", "deny", "trusted"):
         for name in getattr(service.section, key, ()):
             if name not in known:
                 listed = f"known: {', '.join(known)}; or add" if known else "add"

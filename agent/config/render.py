@@ -183,6 +183,8 @@ def service_fields(service: Service) -> Fields:
         "allow": list(service.allow),
         "deny": list(service.deny),
         "guard": service.guard.value,
+        "detect": service.detect.value,
+        "trusted": list(service.trusted),
         "quic_server_id_bytes": service.quic_id_bytes,
         "down_flows": service.down_flows.value,
         "reset_after": format_duration(service.reset_after_s),

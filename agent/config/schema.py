@@ -316,7 +316,7 @@ class GlobalSection(Section):
     )
     lists: net.Lists = Field(
         _CONFIG.lists,
-        description="Named sets of client addresses, for `allow` and `deny`: `{office: "
+        description="Named sets of client addresses, for `allow`, `deny` and `trusted`: `{office: "
         "[198.51.100.0/24], drop: {files: [/etc/steelyard/drop.txt]}}`. A file is a text file "
         "with an address or a prefix at the start of each line. With `column` and `values` it is "
         "a CSV file with a heading, and only rows whose `column` has one of the `values` count. "

@@ -28,6 +28,7 @@ from agent.model import (
     PERCENTILES,
     AdminState,
     CheckKind,
+    Detect,
     DownFlows,
     Forward,
     GuardMode,
@@ -400,6 +401,18 @@ class DefaultsSection(Section):
         "or are blocked with `lbctl guard block`, and to packets beyond `limits`. `enforce`: they "
         "are dropped. `dry-run`: they are served, and counted as packets that would have been "
         "dropped. `off`: they are served.",
+    )
+    detect: Annotated[Detect, *kinds.choice(Detect)] = Field(
+        _SERVICE.detect,
+        description="What happens when a source behaves unlike all others: it has many more open "
+        "or new flows, connections without a request, requests that never end, or waiting bytes. "
+        "`log`: it is logged, and shown by `lbctl threats`. `block`, for tcp with `nat` or "
+        "`fullnat`: it is also blocked for ten minutes. `off`: nobody looks. See guard.md.",
+    )
+    trusted: net.ListNames = Field(
+        _SERVICE.trusted,
+        description="Sources on one of these `lists` are not looked at, for example the gateway "
+        "of an office.",
     )
     down_flows: Annotated[DownFlows, *kinds.choice(DownFlows)] = Field(
         _SERVICE.down_flows,

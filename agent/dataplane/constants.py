@@ -14,6 +14,7 @@ from agent.dataplane.abi import FLOW_WAYS, NAT_SOURCES, RING_LINE_SLOTS
 from agent.model import (
     ANY_PORT,
     MAX_ZONE_PREFIXES,
+    Detect,
     Forward,
     Nat,
     NoBackend,
@@ -110,7 +111,7 @@ def needed_features(
         zones=any(has_levels(s) for s in services),
         challenge=any(s.syn_protection is not SynProtection.OFF for s in services),
         cookies=any(s.gives_cookies for s in services),
-        guard=blocks or any(s.allow or s.deny for s in services),
+        guard=blocks or any(s.allow or s.deny or s.detect is Detect.BLOCK for s in services),
         limits=any(s.limits.is_any for s in services),
         sync=sync,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ import numpy.typing as npt
 from agent.dataplane import abi, flowhash, survey
 from agent.dataplane.constants import Clock, HashKeys
 from agent.dataplane.tables import SharedTables, Table
-from agent.model import Address, BackendRef, Limits, Protocol, Service
+from agent.model import Address, BackendRef, Limits, Network, Protocol, Service
+from agent.state import threats
 from agent.state.eligibility import IN_SPITE
 from agent.state.loads import counts_waiting
 from agent.state.queries import (
@@ -26,6 +27,7 @@ from agent.state.queries import (
     TopSource,
 )
 from agent.state.situation import Situation
+from agent.state.threats import Sign
 
 type Ranks = npt.NDArray[np.int64]
 
@@ -55,8 +57,12 @@ _SOURCE = np.dtype(
         ("source", ">u4", (4,)),
         ("flows", "i8"),
         ("waiting", "i8"),
+        ("new", "i8"),
+        ("unused", "i8"),
+        ("slow", "i8"),
     ]
 )
+_SUMS = ("flows", "waiting", "new", "unused", "slow")
 _NO_SOURCES = np.zeros(0, dtype=_SOURCE)
 
 
@@ -134,10 +140,9 @@ def query_flows(
 
 def top_sources(tables: SharedTables, names: Names, query: TopQuery, keys: HashKeys) -> TopPage:
     """Return the sources that have the most open flows, or the most waiting bytes."""
-    summed = _NO_SOURCES
-    for rows in _sources(tables, names, query.service, keys):
-        rows["service"] = 0
-        summed = _summed(np.concatenate((summed, rows)))
+    summed = _by_source(
+        _of_any_service(rows) for rows in _sources(tables, names, query.service, keys)
+    )
     summed = summed[(summed["flows"] > 0) | (summed["waiting"] > 0)]
     first, second = ("waiting", "flows") if query.waiting else ("flows", "waiting")
     order = np.lexsort((summed[second], summed[first]))[::-1][: query.limit]
@@ -160,12 +165,11 @@ def heavy_sources(
 
     ``limits`` is by service id. An IPv6 source is the first 64 bits of an address.
     """
-    summed = _NO_SOURCES
     wanted = np.array([*limits], dtype=np.uint16)
-    for rows in _sources(tables, names, None, keys):
-        kept = rows[np.isin(rows["service"], wanted)]
-        kept["source"][:, 2:] = 0
-        summed = _summed(np.concatenate((summed, kept)))
+    summed = _by_source(
+        _halved(rows[np.isin(rows["service"], wanted)])
+        for rows in _sources(tables, names, None, keys)
+    )
     found: dict[bytes, int] = {}
     for ident, limit in limits.items():
         here = summed[summed["service"] == ident]
@@ -184,10 +188,86 @@ def heavy_sources(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Since:
+    """The moment of a look at the flows, ``now``, and that of the look before, in jiffies.
+
+    ``last`` None: there was none. ``hz``: jiffies a second.
+    """
+
+    now: int
+    hz: int
+    last: int | None = None
+
+    @property
+    def passed(self) -> int:
+        """Jiffies since the last look, at least 1; 0: there was none."""
+        return 0 if self.last is None else max(self.now - self.last, 1)
+
+    @property
+    def per_s(self) -> float:
+        """Looks like this one in a second; 0: this is the first one."""
+        return self.hz / self.passed if self.passed else 0.0
+
+
+def crowds(
+    tables: SharedTables, names: Names, keys: HashKeys, since: Since
+) -> dict[str, threats.Crowd]:
+    """Return what the sources of each service have; of IPv6, a source is 64 bits of an address."""
+    summed = _by_source(map(_halved, _sources(tables, names, None, keys, since)))
+    summed = summed[(summed["flows"] > 0) | (summed["new"] > 0)]
+    return {
+        name: _crowd(summed[summed["service"] == ident], since.per_s)
+        for ident, name in names.services.items()
+    }
+
+
+def _crowd(rows: Table, per_s: float) -> threats.Crowd:
+    values = {
+        Sign.OPEN: rows["flows"].astype(float),
+        Sign.NEW: rows["new"] * per_s,
+        Sign.UNUSED: rows["unused"].astype(float),
+        Sign.SLOW: rows["slow"].astype(float),
+        Sign.WAITING: rows["waiting"].astype(float),
+    }
+    some = {sign: each if len(each) else np.zeros(1) for sign, each in values.items()}
+    usual = {sign: float(np.median(each)) for sign, each in some.items()}
+    is_suspect = np.zeros(len(rows), dtype=bool)
+    for sign, each in values.items():
+        is_suspect |= each >= threats.NOTICED[sign]
+    return threats.Crowd(
+        sources=len(rows),
+        usual=usual,
+        spread={
+            sign: threats.NORMAL * float(np.median(np.abs(each - usual[sign])))
+            for sign, each in some.items()
+        },
+        total={sign: float(each.sum()) for sign, each in values.items()},
+        suspects=tuple(
+            threats.Held(
+                _network_of(rows[at]), {sign: float(each[at]) for sign, each in values.items()}
+            )
+            for at in np.flatnonzero(is_suspect).tolist()
+        ),
+    )
+
+
+def _network_of(row: Table) -> Network:
+    address = address_of(row["source"].astype(">u4"), int(row["family"]))
+    return ip_network((address, 64 if address.version == 6 else 32))
+
+
 def _sources(
-    tables: SharedTables, names: Names, service: str | None, keys: HashKeys
+    tables: SharedTables,
+    names: Names,
+    service: str | None,
+    keys: HashKeys,
+    since: Since | None = None,
 ) -> Iterator[Table]:
-    """Yield a row for each flow, with its source and what it has, chunk by chunk."""
+    """Yield a row for each flow, with its source and what it has, chunk by chunk.
+
+    Without ``since``, ages are not looked at: no flow is new, unused or slow.
+    """
     for used, words in survey.used_chunks(tables.flows):
         found = _matching(tables, names, FlowQuery(service), keys, used, words)
         state = survey.state_of(found.words)
@@ -198,7 +278,42 @@ def _sources(
         rows["flows"] = ~np.isin(state, (abi.FlowState.CLOSING, abi.FlowState.CLOSING_AWAITING))
         held = survey.waiting_bytes(tables.flows_warm[found.used])
         rows["waiting"] = np.where(awaits, held, 0)
+        if since is not None:
+            age = survey.age_jiffies(found.cold["start"], since.now)
+            rows["new"] = age < since.passed
+            is_tcp = found.cold["l4_proto"] == Protocol.TCP.number
+            is_acked = (state == abi.FlowState.ACKED) & is_tcp
+            rows["unused"] = is_acked & (age >= threats.UNUSED_AFTER_S * since.hz)
+            rows["slow"] = (state == abi.FlowState.ESTABLISHED_AWAITING) & (
+                age >= threats.SLOW_AFTER_S * since.hz
+            )
         yield rows
+
+
+def _of_any_service(rows: Table) -> Table:
+    rows["service"] = 0
+    return rows
+
+
+def _halved(rows: Table) -> Table:
+    """Make the first 64 bits of an IPv6 address the source."""
+    rows["source"][:, 2:] = 0
+    return rows
+
+
+def _by_source(chunks: Iterable[Table]) -> Table:
+    """Return one row for each source and service.
+
+    New rows wait until they are as many as those that are summed already, so that the sum of a
+    large table is not sorted again for each chunk.
+    """
+    summed, waiting, count = _NO_SOURCES, list[Table](), 0
+    for rows in chunks:
+        waiting.append(rows)
+        count += len(rows)
+        if count > len(summed):
+            summed, waiting, count = _summed(np.concatenate((summed, *waiting))), [], 0
+    return _summed(np.concatenate((summed, *waiting)))
 
 
 def _summed(rows: Table) -> Table:
@@ -212,7 +327,7 @@ def _summed(rows: Table) -> Table:
     is_new[1:] = ~(same & (rows["family"][1:] == rows["family"][:-1]))
     firsts = np.flatnonzero(is_new)
     found = rows[firsts]
-    for name in ("flows", "waiting") if len(rows) else ():
+    for name in _SUMS if len(rows) else ():
         found[name] = np.add.reduceat(rows[name], firsts)
     return found
 

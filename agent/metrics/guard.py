@@ -1,12 +1,15 @@
-"""Decides the metrics of blocks, lists and limits; they are part of ``agent.metrics.families``."""
+"""Decides the metrics of blocks, lists, limits and threats (part of ``agent.metrics.families``)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from agent.metrics.family import Family, Kind, Sample, Samples, one
+from agent.model import Detect
 from agent.state.guardview import LimitView, ListView
 from agent.state.snapshot import Snapshot
+from agent.state.threats import Sign
 
 _LIST = ("list",)
 
@@ -28,6 +31,16 @@ def _lists(value: Callable[[ListView], float]) -> Samples:
             yield (each.name,), value(each)
 
     return samples
+
+
+def _threats(snapshot: Snapshot) -> Iterator[Sample]:
+    found = Counter(
+        (each.threat.service, each.threat.evidence.sign) for each in snapshot.guard.threats
+    )
+    for each in snapshot.services:
+        if each.service.detect is not Detect.OFF:
+            for sign in Sign:
+                yield (each.service.name, sign.value), found[each.service.name, sign]
 
 
 GUARD_FAMILIES: tuple[Family, ...] = (
@@ -106,6 +119,20 @@ GUARD_FAMILIES: tuple[Family, ...] = (
         "bytes.",
         _LIMIT,
         _limits(lambda each: each.sources),
+    ),
+    Family(
+        "steelyard_threats",
+        Kind.GAUGE,
+        "Sources that behave unlike all others of the service now, by what is unlike.",
+        ("service", "sign"),
+        _threats,
+    ),
+    Family(
+        "steelyard_threats_blocked_total",
+        Kind.COUNTER,
+        "Sources that were blocked because they behaved unlike all others (`detect: block`).",
+        (),
+        one(lambda s: s.guard.threats_blocked),
     ),
     Family(
         "steelyard_guard_nodes",

@@ -41,7 +41,10 @@ _SECTIONS = (
             "steelyard_trace_",
         ),
     ),
-    ("Blocks, lists and limits", ("steelyard_guard_", "steelyard_limit_")),
+    (
+        "Blocks, lists, limits and threats",
+        ("steelyard_guard_", "steelyard_limit_", "steelyard_threats"),
+    ),
     ("Services", ("steelyard_service_",)),
     ("Backends", ("steelyard_backend_",)),
     ("Load and times", tuple(family.name for family in LOAD_FAMILIES)),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.model import Address, Network
+from agent.model import Address, Detect, Network
 from agent.state.blocks import DEFAULT_S, Block
+from agent.state.threats import Threat
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,28 @@ class LimitView:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreatView:
+    """A source that behaves unlike all others, and what its service does about such.
+
+    ``since``: Unix time. ``proven``: whether it must be at its address, because flows of the
+    service are only recorded after their client has acknowledged what the server sent there.
+    """
+
+    threat: Threat
+    since: float
+    action: Detect
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Guarded:
     """Everything that is blocked, listed or limited, and how many packets that has dropped."""
 
     blocks: tuple[Block, ...] = ()
     lists: tuple[ListView, ...] = ()
     limits: tuple[LimitView, ...] = ()
+    threats: tuple[ThreatView, ...] = ()
+    threats_blocked: int = 0  # sources that were blocked as threats, since the agent began
     blocked_packets: int = 0
     would_block_packets: int = 0
     not_allowed_packets: int = 0

@@ -1,4 +1,6 @@
-"""``lbctl guard``: blocks, lists and limits, and what they have dropped."""
+"""``lbctl guard`` and ``lbctl threats``: blocks, lists and limits, what they have dropped, and the
+sources that behave unlike all others.
+"""
 
 from __future__ import annotations
 
@@ -155,9 +157,26 @@ def top(env: Environment, service: str | None, by: str, limit: int, watch_s: flo
     watch(env, watch_s, lambda: render(env, env.agent().get("/v1/guard/top", params), _top_view))
 
 
+@click.command("threats")
+@watch_option
+@agent_options
+@pass_environment
+def threats(env: Environment, watch_s: float | None) -> None:
+    """Show the sources that behave unlike all others, and those that were blocked for it.
+
+    ACTION is what the service does about such sources (`detect`): log or block.
+
+    \b
+    Examples:
+      lbctl threats --watch
+      lbctl threats -o json | jq -r .threats[].source
+    """
+    watch(env, watch_s, lambda: render(env, env.agent().get("/v1/guard"), _threats_view))
+
+
 def _status_view(env: Environment) -> Any:
     def view(data: Mapping[str, Any]) -> list[object]:
-        from agent.humanise import count, exact
+        from agent.humanise import count, exact, plural
         from lbctl.output import facts
 
         dropped = (
@@ -175,6 +194,9 @@ def _status_view(env: Environment) -> Any:
         if spared:
             text = f"{exact(spared)} packets would have been dropped"
             pairs.insert(2, ("dry run", text))
+        if data["threats"]:
+            sources = len({each["source"] for each in data["threats"]})
+            pairs.append(("threats", f"{plural(sources, 'source')} (lbctl threats)"))
         if data["problem"]:
             pairs.append(("problem", data["problem"]))
         tables = [*_services(data), *_lists(data), *_limits(data)]
@@ -324,6 +346,49 @@ def _test_view(data: Mapping[str, Any]) -> list[object]:
         for each in data["services"]
     )
     return [*pieces, "", Table((Column("SERVICE"), Column("A NEW FLOW IS")), rows)]
+
+
+def _threats_view(data: Mapping[str, Any]) -> list[object]:
+    from agent.humanise import age, plural
+    from agent.state.threats import is_ours
+    from lbctl.layout import Cell, Column, Table
+
+    lines: list[object] = []
+    found = data["threats"]
+    watched = [each["name"] for each in data["services"] if each["detect"] != "off"]
+    if found:
+        columns = (
+            Column("SERVICE"),
+            Column("SOURCE"),
+            Column("FOR", right=True),
+            Column("ACTION"),
+            Column("WHY"),
+        )
+        rows = tuple(
+            (
+                Cell(each["service"]),
+                Cell(each["source"]),
+                Cell(age(each["since_s"])),
+                Cell(each["action"], "red" if each["action"] == "block" else "yellow"),
+                Cell(each["why"]),
+            )
+            for each in found
+        )
+        lines = [Table(columns, rows)]
+    elif watched:
+        services = plural(len(watched), "service")
+        lines = [f"no source behaves unlike the others ({services} watched)"]
+    else:
+        lines = ["no service is watched: `detect` is off"]
+    forgeable = sorted({each["service"] for each in found if not each["address_proven"]})
+    if forgeable:
+        lines.append(
+            f"note: sources of {', '.join(forgeable)} may be forged, because clients do not prove "
+            "there that an address is theirs"
+        )
+    if blocks := [each for each in data["blocks"] if is_ours(each["why"])]:
+        lines += ["", "blocked for it:", *_blocks(blocks)]
+    return [*lines, *_force(data)]
 
 
 def _top_view(data: Mapping[str, Any]) -> list[object]:

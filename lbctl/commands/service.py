@@ -249,6 +249,8 @@ def _optional_facts(data: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "limits", ", ".join(limits)
     if data["allow"] or data["deny"] or data["guard"] != "enforce":
         yield "guard", _guard(data)
+    if data["detect"] != "log" or data["trusted"]:
+        yield "detection", _detection(data)
     if data["flows_not_recorded_total"]:
         text = f"{exact(data['flows_not_recorded_total'])} flows found no room in the flow table"
         yield "not recorded", text
@@ -311,6 +313,18 @@ def _syn_protection(data: Mapping[str, Any]) -> str:
         now += f"; cookies are signed with key {signs}"
         now += "".join(f", {other} is ready" for other in others)
     return f"{data['syn_protection']}: {now}"
+
+
+_DETECTION = {
+    "off": "off (nobody looks for sources that behave unlike all others)",
+    "log": "log",
+    "block": "block (sources that behave unlike all others, for ten minutes)",
+}
+
+
+def _detection(data: Mapping[str, Any]) -> str:
+    text = _DETECTION[data["detect"]]
+    return f"{text}; trusted: {', '.join(data['trusted'])}" if data["trusted"] else text
 
 
 def _guard(data: Mapping[str, Any]) -> str:

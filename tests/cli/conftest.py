@@ -150,6 +150,8 @@ def service_view() -> dict[str, Any]:
         "guard": "enforce",
         "allow": [],
         "deny": [],
+        "detect": "log",
+        "trusted": [],
         "down_flows": "keep",
         "reset_after_s": 5.0,
         "slow_start_s": 0.0,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from agent.api import guardviews
-from agent.model import GuardMode, Protocol, Service, ServiceKey
+from agent.model import Detect, GuardMode, Protocol, Service, ServiceKey
 from agent.state.blocks import Block
-from agent.state.guardview import Guarded, LimitView, ListView, Verdicts
+from agent.state.guardview import Guarded, LimitView, ListView, ThreatView, Verdicts
 from agent.state.queries import TopPage, TopSource
+from agent.state.threats import Evidence, Sign, Threat, why
 
 NOW = 1_790_000_000.0
 BLOCK = Block(ip_network("198.51.100.7/32"), "scans", NOW - 60, NOW + 539.8)
@@ -25,6 +27,16 @@ LIMITS = (
     LimitView("chat", "new_flows_per_source", "50/s", 0, 1200, 0),
     LimitView("chat", "open_flows_per_source", "200", 0, 7, 2),
 )
+THREATS = (
+    ThreatView(
+        Threat("chat", ip_network("203.0.113.66/32"), Evidence(Sign.OPEN, 900, 2, 40), 1.0),
+        NOW - 80, Detect.BLOCK, proven=True,
+    ),
+    ThreatView(
+        Threat("embed", ip_network("2001:db8:66::/64"), Evidence(Sign.UNUSED, 70, 0, 3), 1.0),
+        NOW - 9, Detect.LOG, proven=False,
+    ),
+)  # fmt: skip
 VIEW = Guarded(
     blocks=(BLOCK, WIDE), lists=LISTS, limits=LIMITS, blocked_packets=17, not_allowed_packets=3,
     would_block_packets=5, nodes=8200, nodes_total=131_072,
@@ -148,3 +160,25 @@ def test_what_is_not_in_force_yet_says_so(run, agent) -> None:
     agent.guard["in_force"] = False
     for command in ("status", "list"):
         assert "not in force yet: the program for it is being compiled" in run("guard", command).out
+
+
+def test_threats_say_who_for_how_long_and_why(run, agent) -> None:
+    blocked = Block(ip_network("203.0.113.66/32"), why(THREATS[0].threat), NOW - 70, NOW + 530)
+    view = replace(VIEW, threats=THREATS, blocks=(BLOCK, blocked))
+    agent.guard = guardviews.guard(Seen(view))
+    lines = run("threats").out.splitlines()
+    assert lines[1].split()[:5] == ["chat", "203.0.113.66", "1m20s", "block", "900"]
+    assert lines[2].split()[:4] == ["embed", "2001:db8:66::/64", "9s", "log"]
+    assert lines[2].endswith("70 connections without a request")
+    assert lines[3].startswith("note: sources of embed may be forged")
+    assert lines[5] == "blocked for it:"
+    assert lines[7].split()[:2] == ["203.0.113.66", "8m50s"]
+    assert len(lines) == 8
+    assert "threats  2 sources (lbctl threats)\n" in run("guard", "status").out
+
+
+def test_without_threats_it_says_who_is_watched(run, agent) -> None:
+    watched = "no source behaves unlike the others (1 service watched)\n"
+    assert run("threats").out == watched
+    agent.guard["services"][0]["detect"] = "off"
+    assert run("threats").out == "no service is watched: `detect` is off\n"

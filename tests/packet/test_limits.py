@@ -12,7 +12,7 @@ import pytest
 from agent.dataplane import abi, limits
 from agent.dataplane.abi import Limit
 from agent.dataplane.explain import explain
-from agent.dataplane.flows import heavy_sources
+from agent.dataplane.flows import Since, crowds, heavy_sources
 from agent.model import Forward, GuardMode, Limits, Protocol, Rate, SynProtection
 from agent.state.queries import FiveTuple
 from tests.packet.frames import udp
@@ -247,6 +247,24 @@ def test_of_ipv6_the_flows_of_64_bits_are_those_of_one_source(rig: Rig, hosts: i
     most = replace(Limits(), open_flows_per_source=3)
     found = heavy_sources(rig.tables, rig.names(), {ident: most}, rig.dataplane.keys)
     assert found == {limits.limited_key(ident, IPv6Address(first)): 1 << Limit.OPEN}
+
+
+def test_a_forger_has_nobody_suspected_in_nat(rig: Rig):
+    """Nor in fullnat: who does not see the server's answers gets no flow that counts."""
+
+    def forged(forward: Forward) -> bool:
+        serve(rig, V4, Limits(), forward=forward)
+        for port in range(1, 9):
+            sent(rig, V4, flags="S", sport=port)
+            sent(rig, V4, flags="A", sport=port)
+            sent(rig, V4, flags="PA", sport=port, payload=b"x" * 500)
+        since = Since(rig.dataplane.now_jiffies(), rig.dataplane.clock.hz, 0)
+        (crowd,) = crowds(rig.tables, rig.names(), rig.dataplane.keys, since).values()
+        return crowd.sources > 0 or any(crowd.total.values())
+
+    assert not forged(Forward.NAT)
+    assert not forged(Forward.FULLNAT)
+    assert forged(Forward.DSR), "which is why `detect: block` is refused there"
 
 
 def test_what_is_refused_for_a_time_is_renewed_before_that_is_over(rig: Rig):

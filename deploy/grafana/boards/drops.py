@@ -138,6 +138,23 @@ DROPS = Dashboard(
             ),
         ),
         Row(
+            "Threats",
+            (
+                graph(
+                    "Sources that behave unlike all others",
+                    "short",
+                    most("steelyard_threats", (*SERVICE, "sign")),
+                    about="`lbctl threats` names them.",
+                ),
+                graph(
+                    "Sources blocked for it, per minute",
+                    "short",
+                    rate("steelyard_threats_blocked_total", NODE, factor=60),
+                    about="Only of services with `detect: block`.",
+                ),
+            ),
+        ),
+        Row(
             "Limits and room",
             (
                 graph(

@@ -13,6 +13,7 @@ from agent.model import (
     AdminState,
     BackendRef,
     BackendState,
+    Detect,
     Discover,
     NoBackend,
     Objective,
@@ -21,12 +22,13 @@ from agent.model import (
 )
 from agent.state.blocks import Block
 from agent.state.causes import Cause, Late, Server, Troubles, Unconnected, Unserved
-from agent.state.guardview import Guarded, LimitView, ListView, Verdicts
+from agent.state.guardview import Guarded, LimitView, ListView, ThreatView, Verdicts
 from agent.state.journal import Tally
 from agent.state.moves import Lacking
 from agent.state.slo import Watch
 from agent.state.snapshot import Home, LearnedSpeed, Load, Reported
 from agent.state.sources import Placed, SourceState
+from agent.state.threats import Evidence, Sign, Threat
 from agent.telemetry.report import GpuReport
 from tests import described
 from tests.unit.failover.samples import VIEW
@@ -83,15 +85,19 @@ def test_everything_that_a_backend_reports_and_teaches(snapshot, now):
 
 def test_everything_that_the_guard_has(snapshot, now):
     block = Block(ip_network("192.0.2.0/24"), "port scans", now - 5, now + 5)
+    evidence = Evidence(Sign.NEW, 400.0, 0.5, 40)
+    threat = Threat("chat", ip_network("192.0.2.7/32"), evidence, 1.0)
     guarded = Guarded(
         blocks=(block,),
         lists=(ListView("drop", 3, (Path("/etc/drop"),), now - 5, "", 1, 2, ("chat",)),),
         limits=(LimitView("chat", "new_flows", "10/s", 1, 2, 3),),
+        threats=(ThreatView(threat, now - 5, Detect.BLOCK, proven=True),),
     )
     body = guardviews.guard(replace(snapshot, guard=guarded))
     assert body["blocks"]
     assert body["lists"]
     assert body["limits"]
+    assert body["threats"]
     assert body["services"]
     guardviews.tested(Verdicts(ip_address("192.0.2.7"), block, ("drop",), {"chat": "blocked"}))
 

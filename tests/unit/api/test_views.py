@@ -133,6 +133,8 @@ def test_service_has_the_keys_of_the_contract(snapshot, now):
         "guard": "enforce",
         "allow": [],
         "deny": [],
+        "detect": "log",
+        "trusted": [],
         "limits": {
             "new_flows_per_source": None,
             "new_flows_per_prefix": None,

@@ -314,6 +314,16 @@ services:
             {"syn_cookies": True, "protocol": "udp"},
             "services[0].syn_cookies: means nothing for a udp service",
         ),
+        ({"detect": "blck"}, "services[0].detect: 'blck' is not known"),
+        (
+            {"detect": "block"},
+            "services[0].detect: with dsr, anybody can forge the address of a client",
+        ),
+        (
+            {"detect": "block", "forward": "nat", "protocol": "udp"},
+            "services[0].detect: with udp, anybody can forge the address of a client",
+        ),
+        ({"trusted": ["office"]}, "services[0].trusted: there is no list 'office'"),
         (
             {"limits": {"waiting_per_source": "8MBit"}},
             "services[0].limits.waiting_per_source: '8MBit' is not a number of bytes",

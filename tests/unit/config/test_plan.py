@@ -190,6 +190,7 @@ def test_each_setting_of_a_service_says_what_it_does() -> None:
             ["limits.waiting_per_source"],
             "from a source with 8MiB of waiting request bytes",
         ),
+        ({"detect": "off"}, ["detect"], "nobody looks for sources that behave unlike all"),
         ({"slow_start": "30s"}, ["slow_start"], "reach their weight in 30s"),
         ({"no_backend": "reset"}, ["no_backend"], "they are answered with a reset"),
     ):

@@ -1,0 +1,162 @@
+"""Owns the watch over the sources of clients: it looks at the flow table again and again, logs the
+sources that behave unlike all others, and has them blocked where the service is configured for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from agent.dataplane.flows import Since, crowds, names_of
+from agent.dataplane.program import Dataplane
+from agent.errors import SteelyardError
+from agent.logs import get_logger
+from agent.model import Address, Detect, Network, Service
+from agent.state import threats
+from agent.state.blocks import Block, Blocks, active, holding
+from agent.state.guardview import ThreatView
+from agent.state.situation import Situation
+from agent.state.threats import Crowd, Threat, Watch
+
+log = get_logger()
+
+PERIOD_S = 2.0
+SHARE = 50  # looking takes at most one in so many seconds of a core
+_NAMED = 10  # threats that one look logs one by one
+
+type Blocker = Callable[[tuple[Block, ...]], Awaitable[object]]
+
+
+class Detecting:
+    """The watch of one instance.
+
+    ``blocks`` returns the present blocks, ``lists_of`` the names of the lists that hold an address,
+    and ``block`` blocks sources.
+    """
+
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        blocks: Callable[[], Blocks],
+        lists_of: Callable[[Address], tuple[str, ...]],
+        block: Blocker,
+    ) -> None:
+        self._dataplane = dataplane
+        self._blocks = blocks
+        self._lists_of = lists_of
+        self._block = block
+        self._watch = Watch()
+        self._last: tuple[float, int] | None = None  # the last look: monotonic s, and jiffies
+        self._problem = ""  # why sources cannot be blocked
+        self.blocked_total = 0  # sources, since the agent began
+
+    async def run(self, situation: Callable[[], Situation]) -> None:
+        """Look at the sources, for ever."""
+        period_s = PERIOD_S
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                spent_s = await self._look(situation())
+                period_s = max(PERIOD_S, SHARE * spent_s)
+            except Exception:  # this task's root
+                log.exception("looking at the sources of clients broke")
+
+    def view(self, services: Mapping[str, Service]) -> tuple[ThreatView, ...]:
+        """Return the present threats, the oldest first."""
+        began = time.time() - time.monotonic()
+        return tuple(
+            ThreatView(threat, began + threat.since_s, service.detect, threats.is_proven(service))
+            for threat in sorted(self._watch.threats.values(), key=lambda each: each.since_s)
+            if (service := services.get(threat.service)) is not None
+        )
+
+    async def _look(self, now: Situation) -> float:
+        """Take one look; return the CPU seconds that it took."""
+        watched = {s.name: s for s in now.config.services if s.detect is not Detect.OFF}
+        if not watched:
+            self._watch, self._last = Watch(), None
+            return 0.0
+        found, spent_s = await asyncio.to_thread(self._crowds, now)
+        found = {name: crowd for name, crowd in found.items() if name in watched}
+
+        def is_trusted(service: str, source: Network) -> bool:
+            trusted = watched[service].trusted
+            held = self._lists_of(source.network_address) if trusted else ()
+            return any(name in trusted for name in held)
+
+        before = self._watch
+        self._watch = threats.looked(before, found, time.monotonic(), is_trusted)
+        _log_changes(before, self._watch, watched)
+        await self._act(watched, found)
+        return spent_s
+
+    def _crowds(self, now: Situation) -> tuple[dict[str, Crowd], float]:
+        started, plane = time.thread_time(), self._dataplane
+        at_s, jiffies = time.monotonic(), plane.now_jiffies()
+        since = Since(jiffies, plane.clock.hz, None if self._last is None else self._last[1])
+        self._last = at_s, jiffies
+        found = crowds(plane.tables, names_of(now), plane.keys, since)
+        return found, time.thread_time() - started
+
+    async def _act(self, watched: Mapping[str, Service], found: Mapping[str, Crowd]) -> None:
+        """Block the sources that are threats to services that want this."""
+        present = self._blocks()
+        wanted = [
+            threat
+            for threat in self._watch.going_on
+            if watched[threat.service].detect is Detect.BLOCK
+            if holding(present, threat.source) is None
+        ]
+        if not wanted:
+            return
+        ours = sum(threats.is_ours(each.why) for each in active(present).values())
+        many = sum(each.sources for name, each in found.items() if _blocks(watched[name]))
+        at = time.time()
+        new = tuple(
+            Block(each.source, threats.why(each), at, at + threats.BLOCK_S)
+            for each in threats.chosen(wanted, many, ours)
+        )
+        if not new:
+            return
+        try:
+            await self._block(new)
+        except (SteelyardError, OSError) as error:
+            if str(error) != self._problem:
+                log.error("threats are not blocked", problem=str(error))
+            self._problem = str(error)
+            return
+        self._problem = ""
+        self.blocked_total += len(new)
+        for each in new:
+            log.warning("blocked a source", source=str(each.prefix), why=each.why)
+
+
+def _blocks(service: Service) -> bool:
+    return service.detect is Detect.BLOCK
+
+
+def _log_changes(before: Watch, after: Watch, watched: Mapping[str, Service]) -> None:
+    new = threats.begun(before, after)
+    for each in new[:_NAMED]:
+        log.warning(
+            "a source behaves unlike all others",
+            service=each.service,
+            source=str(each.source),
+            sign=each.evidence.sign.value,
+            why=threats.sentence(each.evidence),
+            action=watched[each.service].detect.value,
+        )
+    if len(new) > _NAMED:
+        log.warning("more sources behave unlike all others", sources=len(new) - _NAMED)
+    for threat in _over(before, after)[:_NAMED]:
+        log.info(
+            "a source behaves like the others again",
+            service=threat.service,
+            source=str(threat.source),
+            sign=threat.evidence.sign.value,
+        )
+
+
+def _over(before: Watch, after: Watch) -> list[Threat]:
+    return threats.begun(after, before)
