@@ -14,7 +14,7 @@ from agent.errors import SteelyardError
 from agent.logs import get_logger
 from agent.model import Address, Detect, Network, Service
 from agent.state import threats
-from agent.state.blocks import Block, Blocks, active, holding
+from agent.state.blocks import Block, Blocks, active
 from agent.state.guardview import ThreatView
 from agent.state.situation import Situation
 from agent.state.threats import Crowd, Threat, Watch
@@ -47,7 +47,7 @@ class Detecting:
         self._lists_of = lists_of
         self._block = block
         self._watch = Watch()
-        self._last: tuple[float, int] | None = None  # the last look: monotonic s, and jiffies
+        self._last: int | None = None  # the jiffies of the last look
         self._problem = ""  # why sources cannot be blocked
         self.blocked_total = 0  # sources, since the agent began
 
@@ -77,7 +77,21 @@ class Detecting:
         if not watched:
             self._watch, self._last = Watch(), None
             return 0.0
-        found, spent_s = await asyncio.to_thread(self._crowds, now)
+        before = self._watch
+        # In a thread: an attack from very many sources makes this long.
+        found, self._watch, spent_s = await asyncio.to_thread(self._judge, now, watched)
+        _log_changes(before, self._watch, watched)
+        await self._act(watched, found)
+        return spent_s
+
+    def _judge(
+        self, now: Situation, watched: Mapping[str, Service]
+    ) -> tuple[dict[str, Crowd], Watch, float]:
+        """Return what sources have, what follows from it, and the CPU seconds that this took."""
+        started, plane = time.thread_time(), self._dataplane
+        since = Since(plane.now_jiffies(), plane.clock.hz, self._last)
+        self._last = since.now
+        found = crowds(plane.tables, names_of(now), plane.keys, since)
         found = {name: crowd for name, crowd in found.items() if name in watched}
 
         def is_trusted(service: str, source: Network) -> bool:
@@ -85,32 +99,21 @@ class Detecting:
             held = self._lists_of(source.network_address) if trusted else ()
             return any(name in trusted for name in held)
 
-        before = self._watch
-        self._watch = threats.looked(before, found, time.monotonic(), is_trusted)
-        _log_changes(before, self._watch, watched)
-        await self._act(watched, found)
-        return spent_s
-
-    def _crowds(self, now: Situation) -> tuple[dict[str, Crowd], float]:
-        started, plane = time.thread_time(), self._dataplane
-        at_s, jiffies = time.monotonic(), plane.now_jiffies()
-        since = Since(jiffies, plane.clock.hz, None if self._last is None else self._last[1])
-        self._last = at_s, jiffies
-        found = crowds(plane.tables, names_of(now), plane.keys, since)
-        return found, time.thread_time() - started
+        after = threats.looked(self._watch, found, time.monotonic(), is_trusted)
+        return found, after, time.thread_time() - started
 
     async def _act(self, watched: Mapping[str, Service], found: Mapping[str, Crowd]) -> None:
         """Block the sources that are threats to services that want this."""
-        present = self._blocks()
+        present = active(self._blocks())
         wanted = [
             threat
             for threat in self._watch.going_on
             if watched[threat.service].detect is Detect.BLOCK
-            if holding(present, threat.source) is None
+            if threat.source not in present
         ]
         if not wanted:
             return
-        ours = sum(threats.is_ours(each.why) for each in active(present).values())
+        ours = sum(threats.is_ours(each.why) for each in present.values())
         many = sum(each.sources for name, each in found.items() if _blocks(watched[name]))
         at = time.time()
         new = tuple(
@@ -128,8 +131,10 @@ class Detecting:
             return
         self._problem = ""
         self.blocked_total += len(new)
-        for each in new:
+        for each in new[:_NAMED]:
             log.warning("blocked a source", source=str(each.prefix), why=each.why)
+        if len(new) > _NAMED:
+            log.warning("blocked more sources", sources=len(new) - _NAMED)
 
 
 def _blocks(service: Service) -> bool:

@@ -11,6 +11,8 @@ from agent.state.threats import sentence
 
 type Json = dict[str, object]
 
+MAX_THREATS = 1000
+
 
 def guard(snapshot: Snapshot) -> Json:
     """Return the body of GET /v1/guard."""
@@ -19,7 +21,8 @@ def guard(snapshot: Snapshot) -> Json:
         "blocks": [_block(block, at) for block in sorted(view.blocks, key=lambda b: b.until)],
         "lists": [_list(each, at) for each in view.lists],
         "limits": [_limit(each) for each in view.limits],
-        "threats": [_threat(each, at) for each in view.threats],
+        "threats": [_threat(each, at) for each in view.threats[:MAX_THREATS]],
+        "threats_total": len(view.threats),
         "services": [
             {
                 "name": each.service.name,

@@ -299,8 +299,9 @@ class FleetMembership(TypedDict):
 class Status(TypedDict):
     """The state of the whole balancer.
 
-    `unserved`, `unconnected`, `late` and `troubles` have at most 100 entries each. `fleet`: null if
-    the balancer belongs to none.
+    `unserved`, `unconnected`, `late` and `troubles` have at most 100 entries each. `threats`: how
+    many sources behave unlike all others of a service. `fleet`: null if the balancer belongs to
+    none.
     """
 
     agent: AgentStatus
@@ -312,6 +313,7 @@ class Status(TypedDict):
     late: list[LateService]
     troubles: list[Trouble]
     troubles_total: int
+    threats: int
     rates: Rates
     events_last_hour: RecentEvents
     failover: FailoverSummary
@@ -1152,17 +1154,18 @@ class Threat(TypedDict):
 
 
 class Guard(TypedDict):
-    """Blocks, lists, limits and threats.
+    """Blocks, lists, limits and threats, of which it has at most 1,000.
 
-    `nodes`: how much of the guard's table is used, of `nodes_total`.
-
-    `in_force`: false while the program that enforces blocks is still being compiled.
+    `nodes`: how much of the guard's table is used, of `nodes_total`. `threats_blocked_total`: how
+    many sources were blocked because of a threat. `in_force`: false while the program that
+    enforces blocks is still being compiled.
     """
 
     blocks: list[Block]
     lists: list[AddressList]
     limits: list[Limit]
     threats: list[Threat]
+    threats_total: int
     services: list[GuardedService]
     blocked_packets_total: int
     would_block_packets_total: int

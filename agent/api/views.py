@@ -94,6 +94,7 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
         ],
         "troubles": [_cause(each, snapshot.at) for each in now.causes[:MAX_TROUBLES]],
         "troubles_total": len(now.causes),
+        "threats": len({each.threat.source for each in snapshot.guard.threats}),
         "rates": _rates(snapshot.rates),
         "events_last_hour": {level: recent.levels.get(level, 0) for level in ("warning", "error")},
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),

@@ -349,7 +349,7 @@ def _test_view(data: Mapping[str, Any]) -> list[object]:
 
 
 def _threats_view(data: Mapping[str, Any]) -> list[object]:
-    from agent.humanise import age, plural
+    from agent.humanise import age, exact, plural
     from agent.state.threats import is_ours
     from lbctl.layout import Cell, Column, Table
 
@@ -375,6 +375,8 @@ def _threats_view(data: Mapping[str, Any]) -> list[object]:
             for each in found
         )
         lines = [Table(columns, rows)]
+        if (more := data["threats_total"] - len(found)) > 0:
+            lines.append(f"and {exact(more)} more")
     elif watched:
         services = plural(len(watched), "service")
         lines = [f"no source behaves unlike the others ({services} watched)"]

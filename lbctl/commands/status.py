@@ -50,6 +50,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("services", _tally(data["services"])),
         ("backends", _tally(data["backends"])),
         ("traffic", rates_line(data["rates"])),
+        *_threats(data.get("threats", 0)),
         *_failover(data["failover"]),
         *fleet_facts(data.get("fleet")),
         ("flow table", _flow_table(plane["flow_table"])),
@@ -93,6 +94,13 @@ def _recent(counts: Mapping[str, int]) -> list[tuple[str, object]]:
     shown = [plural(counts[level], level) for level in ("error", "warning") if counts.get(level)]
     hint = "lbctl events --since 1h --level warning"
     return [("last hour", f"{', '.join(shown)}: {hint}")] if shown else []
+
+
+def _threats(sources: int) -> list[tuple[str, object]]:
+    from agent.humanise import plural
+
+    text = f"{plural(sources, 'source')} unlike all others: lbctl threats"
+    return [("threats", text)] if sources else []
 
 
 HOOKS = {

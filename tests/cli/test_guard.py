@@ -175,6 +175,8 @@ def test_threats_say_who_for_how_long_and_why(run, agent) -> None:
     assert lines[7].split()[:2] == ["203.0.113.66", "8m50s"]
     assert len(lines) == 8
     assert "threats  2 sources (lbctl threats)\n" in run("guard", "status").out
+    agent.guard["threats_total"] = 1002
+    assert "\nand 1,000 more\n" in run("threats").out
 
 
 def test_without_threats_it_says_who_is_watched(run, agent) -> None:

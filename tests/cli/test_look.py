@@ -321,6 +321,12 @@ def test_status_of_an_agent_that_lists_no_services_yet_does_without(agent, run, 
     assert (result.code, "balancing" in result.out, "SERVICE" in result.out) == (0, True, False)
 
 
+def test_status_says_that_there_are_threats(run, agent) -> None:
+    assert "threats" not in run("status").out
+    agent.status["threats"] = 2
+    assert "threats     2 sources unlike all others: lbctl threats" in run("status").out
+
+
 def test_status_counts_the_warnings_of_the_last_hour(agent, run):
     assert "last hour" not in run("status").out
     agent.status["events_last_hour"] = {"warning": 3, "error": 1}

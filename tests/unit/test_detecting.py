@@ -193,6 +193,19 @@ def test_no_more_than_a_share_of_the_sources_is_blocked_however_many_there_are()
     assert len(world.threats) == 3
 
 
+def test_of_many_blocked_sources_only_some_are_named() -> None:
+    world = World(situation_of(Detect.BLOCK))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("agent.detecting._NAMED", 1)
+        patched.setattr("agent.state.threats.MOST_SHARE", 0.5)
+        for last in (66, 67, 68):
+            world.flows(f"203.0.113.{last}", 150)
+        lines = world.look(3)
+    assert [line["event"] for line in lines][-2:] == ["blocked a source", "blocked more sources"]
+    assert lines[-1]["sources"] == 2
+    assert world.detecting.blocked_total == 3
+
+
 def test_who_is_on_a_trusted_list_is_no_threat() -> None:
     world = World(situation_of(Detect.BLOCK, trusted=("office",)))
     world.lists["203.0.113.66"] = ("drop", "office")

@@ -90,6 +90,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
         "late": [],
         "troubles": [],
         "troubles_total": 0,
+        "threats": 0,
         "events_last_hour": {"warning": 2, "error": 0},
         "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
         "fleet": None,
