@@ -225,7 +225,8 @@ class DownFlows(enum.Enum):
 class HealthCheck:
     """How a backend's health is checked. ``port`` None: the service's port.
 
-    ``method`` to ``expect_status`` are for http and https; ``path`` is for completion, too.
+    ``method`` to ``expect_status`` are for http and https; ``path`` and ``host`` are for
+    completion, and ``host`` for grpc, too.
     """
 
     kind: CheckKind = CheckKind.TCP
@@ -240,6 +241,7 @@ class HealthCheck:
     path: str = "/"
     host: str | None = None  # Host header and TLS server name; None: the backend's address
     expect_status: tuple[tuple[int, int], ...] = ((200, 399),)  # inclusive ranges
+    tls: bool = False  # completion, grpc
     verify_tls: bool = True
     model: str | None = None  # completion; None: the first that the server lists
     every_s: float = 30.0  # completion: interval; in between, a check only opens a connection

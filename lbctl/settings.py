@@ -301,6 +301,11 @@ _SETTINGS = (
         help="Statuses that pass, as in 200-399, or 200,204.",
     ),
     click.option(
+        "--health-tls/--health-no-tls",
+        default=None,
+        help="completion, grpc: whether the server speaks TLS.",
+    ),
+    click.option(
         "--health-verify-tls/--health-no-verify-tls",
         default=None,
         help="Whether the certificate must be valid.",

@@ -613,6 +613,7 @@ class HealthCheck(TypedDict):
     path: NotRequired[str]
     host: NotRequired[str | None]
     expect_status: NotRequired[str]
+    tls: NotRequired[bool]
     verify_tls: NotRequired[bool]
     model: NotRequired[str | None]
     every_s: NotRequired[float]

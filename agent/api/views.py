@@ -611,7 +611,9 @@ def _health_check(configured: Service) -> Json:
                 str(low) if low == high else f"{low}-{high}" for low, high in check.expect_status
             ),
         }
-    if check.kind is CheckKind.HTTPS:
+    if check.kind in {CheckKind.COMPLETION, CheckKind.GRPC}:
+        shown |= {"host": check.host, "tls": check.tls}
+    if check.kind is CheckKind.HTTPS or check.tls:
         shown["verify_tls"] = check.verify_tls
     return shown | _of_kind(check)
 

@@ -170,6 +170,7 @@ def _health(section: HealthSection, protocol: Protocol, script_user: str | None)
         path=section.path or default_check_path(kind),
         host=section.host,
         expect_status=section.expect_status,
+        tls=section.tls,
         verify_tls=section.verify_tls,
         model=section.model,
         every_s=section.every,

@@ -21,13 +21,14 @@ COMMON_CHECK_KEYS = frozenset(
 )
 HTTP_CHECK_KEYS = frozenset({"method", "path", "host", "expect_status"})
 TLS_CHECK_KEYS = frozenset({"verify_tls"})
+_MAYBE_TLS_KEYS = TLS_CHECK_KEYS | {"tls", "host"}
 
 _OWN_CHECK_KEYS: dict[CheckKind, frozenset[str]] = {
     CheckKind.TCP: frozenset({"send", "expect"}),
     CheckKind.HTTP: HTTP_CHECK_KEYS,
     CheckKind.HTTPS: HTTP_CHECK_KEYS | TLS_CHECK_KEYS,
-    CheckKind.COMPLETION: frozenset({"path", "model", "every", "answer_within"}),
-    CheckKind.GRPC: frozenset({"grpc_service"}),
+    CheckKind.COMPLETION: frozenset({"path", "model", "every", "answer_within"}) | _MAYBE_TLS_KEYS,
+    CheckKind.GRPC: frozenset({"grpc_service"}) | _MAYBE_TLS_KEYS,
     CheckKind.UDP: frozenset({"send", "expect"}),
     CheckKind.DNS: frozenset({"query", "record"}),
     CheckKind.PING: frozenset(),

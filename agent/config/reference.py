@@ -113,9 +113,10 @@ _RULES = """\
   check of a service for any port has a `health.port` or type `ping`, `exec` or `none`, unless all
   its backends have a `port`.
 - `method`, `path`, `host` and `expect_status` are for http and https checks, `path` also for
-  completion, `verify_tls` for https; `model`, `every` and `answer_within` for completion,
-  `grpc_service` for grpc, `send` and `expect` for tcp and udp, `query` and `record` for dns,
-  `command` for exec, which requires it. A check of type `none` may keep them.
+  completion, `host` and `tls` for completion and grpc, `verify_tls` for https and with `tls`;
+  `model`, `every` and `answer_within` for completion, `grpc_service` for grpc, `send` and
+  `expect` for tcp and udp, `query` and `record` for dns, `command` for exec, which requires it. A
+  check of type `none` may keep them.
 - VIPs and backends are unicast addresses, not those of the loopback interface.
 - The `zone` of a backend is one of `zones`, and each prefix of clients belongs to one zone. A
   service has a ring for each zone that its backends are in, and the rings of all services fit

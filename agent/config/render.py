@@ -240,6 +240,7 @@ def health_fields(check: HealthCheck) -> Fields:
         "path": check.path,
         "host": check.host,
         "expect_status": _status_ranges(check.expect_status),
+        "tls": check.tls,
         "verify_tls": check.verify_tls,
         "model": check.model,
         "every": format_duration(check.every_s),

@@ -261,6 +261,11 @@ def _health(service: Candidate, section: ServiceSection) -> Iterator[Problem]:
             f"means nothing for a check of type {kind.value}",
             f"set health.type to {' or '.join(right)}, or remove it",
         )
+    may_lack_tls = kind in (CheckKind.COMPLETION, CheckKind.GRPC)
+    if may_lack_tls and not health.tls and "verify_tls" in health.model_fields_set:
+        yield Problem(
+            (*path, "verify_tls"), "means nothing without tls", "set tls to true, or remove it"
+        )
     if kind is CheckKind.EXEC and not health.command:
         yield Problem(
             path,

@@ -165,12 +165,15 @@ class HealthSection(Section):
     )
     host: kinds.HostName | None = Field(
         None,
-        description="Host header of the request, and the server name for TLS. Default: the "
-        "backend's address.",
+        description="Host header of the request (`grpc`: its authority), and the server name for "
+        "TLS. Default: the backend's address.",
     )
     expect_status: kinds.Statuses = Field(
         _CHECK.expect_status,
         description='Statuses of a healthy answer: `200`, `"200-399"`, or a list of those.',
+    )
+    tls: bool = Field(
+        _CHECK.tls, description="For `completion` and `grpc`: whether the server speaks TLS."
     )
     verify_tls: bool = Field(
         _CHECK.verify_tls,

@@ -1,6 +1,6 @@
 """Asks a gRPC server for its health: grpc.health.v1, ``Health/Check``, on a connection of its own.
 
-It speaks HTTP/2 without TLS (RFC 9113); the request and the response have one field each
+It speaks HTTP/2 (RFC 9113), over TLS or not; the request and the response have one field each
 (https://github.com/grpc/grpc/blob/master/doc/health-checking.md).
 """
 
@@ -28,10 +28,16 @@ class _Answer:
 
 
 async def check(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str, service: str
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    origin: tuple[str, str],
+    service: str,
 ) -> tuple[bool, str]:
-    """Return whether it serves ``service`` (empty: the whole server), and its status in words."""
-    answer = await _call(reader, writer, authority, request(service))
+    """Return whether it serves ``service`` (empty: the whole server), and its status in words.
+
+    ``origin``: scheme and authority.
+    """
+    answer = await _call(reader, writer, origin, request(service))
     if answer.problem:
         return False, answer.problem
     if answer.headers.get(":status") != "200":
@@ -71,7 +77,10 @@ def _varint(value: int) -> bytes:
 
 
 async def _call(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str, message: bytes
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    origin: tuple[str, str],
+    message: bytes,
 ) -> _Answer:
     from h2.config import H2Configuration
     from h2.connection import H2Connection
@@ -82,8 +91,8 @@ async def _call(
     stream = http2.get_next_available_stream_id()
     headers = {
         ":method": "POST",
-        ":scheme": "http",
-        ":authority": authority,
+        ":scheme": origin[0],
+        ":authority": origin[1],
         ":path": _PATH,
         "content-type": "application/grpc",
         "te": "trailers",

@@ -115,12 +115,8 @@ async def _https(check: HealthCheck, address: Address, port: int, line: Line) ->
         server_hostname=check.host or str(address),
         limit=MOST_BYTES,
     )
-    note = ""
     try:
-        found = writer.get_extra_info("peercert")  # empty where nothing is verified
-        if found:
-            line.certificate_until = ssl.cert_time_to_seconds(found["notAfter"])
-            note = _expiry(line.certificate_until - time.time())
+        note = _certificate(line, writer.get_extra_info("peercert"))
         exchange = exchange_of(check, address, port, note)
         writer.write(exchange.request)
         received = b""
@@ -132,6 +128,17 @@ async def _https(check: HealthCheck, address: Address, port: int, line: Line) ->
                 return verdict
     finally:
         writer.transport.abort()
+
+
+def _certificate(line: Line, found: Mapping[str, Any] | None) -> str:
+    """Note when a certificate expires; return a warning if that is soon.
+
+    ``found``: nothing, or empty where nothing is verified.
+    """
+    if not found:
+        return ""
+    line.certificate_until = ssl.cert_time_to_seconds(found["notAfter"])
+    return _expiry(line.certificate_until - time.time())
 
 
 def _expiry(left_s: float) -> str:
@@ -156,34 +163,44 @@ async def _connected(address: Address, port: int, line: Line) -> socket.socket:
 
 
 @asynccontextmanager
-async def _session(line: Line, tls: ssl.SSLContext | bool) -> AsyncIterator[aiohttp.ClientSession]:
+async def _session(
+    line: Line, check: HealthCheck, address: Address, port: int
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Make a session with a server, whose requests name only paths."""
     connector = aiohttp.TCPConnector(
         force_close=True,
         limit=1,
-        ssl=tls,
+        ssl=tls_context(check.verify_tls) if check.tls else False,
         resolver=aiohttp.ThreadedResolver(),  # never used: addresses are numeric
         socket_factory=line.open,
     )
+    literal = f"[{address}]" if address.version == 6 else str(address)
+    named = {"Host": check.host} if check.host else {}
     async with aiohttp.ClientSession(
+        base_url=f"{'https' if check.tls else 'http'}://{literal}:{port}",
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
         auto_decompress=False,
-        headers={"User-Agent": USER_AGENT, "Accept": "*/*"},
+        headers={"User-Agent": USER_AGENT, "Accept": "*/*"} | named,
     ) as session:
-        yield session
-
-
-def _url(scheme: str, address: Address, port: int, path: str) -> URL:
-    literal = f"[{address}]" if address.version == 6 else str(address)
-    # The path is sent exactly as the operator wrote it.
-    return URL(f"{scheme}://{literal}:{port}{path}", encoded=True)
+        try:
+            yield session
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise error.certificate_error from error  # in the words of ssl, as for https
+        except aiohttp.ClientConnectorSSLError as error:
+            raise error.os_error from error
 
 
 @cache
-def tls_context(verify: bool) -> ssl.SSLContext:
-    """Return the context that all connections share which verify certificates, or which do not."""
+def tls_context(verify: bool, protocol: str = "") -> ssl.SSLContext:
+    """Return the context that all connections share which verify certificates, or which do not.
+
+    ``protocol``: the only one that they speak, by its name in ALPN (RFC 7301); "": any.
+    """
     context = ssl.create_default_context()
+    if protocol:
+        context.set_alpn_protocols([protocol])
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -198,17 +215,19 @@ async def _completion(check: HealthCheck, address: Address, port: int, line: Lin
     not only its HTTP front end.
     """
     started = time.monotonic()
-    async with _session(line, tls=True) as session:
-        model = check.model or await _first_model(
-            session, _url("http", address, port, "/v1/models")
-        )
+    # The certificate is for a name, and no name is resolved.
+    name = check.host or str(address)
+    async with _session(line, check, address, port) as session:
+        model = check.model or await _first_model(session, name)
         is_chat = check.path.partition("?")[0].endswith("/chat/completions")
         asked: dict[str, object] = {"model": model, "max_tokens": 1, "temperature": 0}
         asked |= (
             {"messages": [{"role": "user", "content": _PROMPT}]} if is_chat else {"prompt": _PROMPT}
         )
-        url = _url("http", address, port, check.path)
-        async with session.post(url, json=asked, allow_redirects=False) as response:
+        url = URL(check.path, encoded=True)  # exactly as the operator wrote it
+        async with session.post(
+            url, json=asked, allow_redirects=False, server_hostname=name
+        ) as response:
             body = await response.content.read(MOST_BYTES)
             status = response.status
     if status in FULL_STATUSES:
@@ -220,8 +239,8 @@ async def _completion(check: HealthCheck, address: Address, port: int, line: Lin
     return True, f"a token of {model} in {_milliseconds(started)}"
 
 
-async def _first_model(session: aiohttp.ClientSession, url: URL) -> str:
-    async with session.get(url, allow_redirects=False) as response:
+async def _first_model(session: aiohttp.ClientSession, name: str) -> str:
+    async with session.get("/v1/models", allow_redirects=False, server_hostname=name) as response:
         body = await response.content.read(MOST_BYTES)
     with contextlib.suppress(ValueError, LookupError, TypeError):
         return str(json.loads(body)["data"][0]["id"])
@@ -235,22 +254,21 @@ def _choices(body: bytes) -> bool:
 
 
 async def _grpc(check: HealthCheck, address: Address, port: int, line: Line) -> Verdict:
-    started = time.monotonic()
-    loop = asyncio.get_running_loop()
-    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    end = line.open((family, socket.SOCK_STREAM, 0))
-    end.setblocking(False)
+    started, note = time.monotonic(), ""
+    end = await _connected(address, port, line)
+    name = check.host or str(address)
+    tls = tls_context(check.verify_tls, "h2") if check.tls else None
+    reader, writer = await asyncio.open_connection(
+        sock=end, ssl=tls, server_hostname=name if tls else None
+    )
     try:
-        await loop.sock_connect(end, (str(address), port))
-        reader, writer = await asyncio.open_connection(sock=end)
-    except BaseException:
-        end.close()
-        raise
-    try:
-        ok, detail = await grpc.check(reader, writer, f"{address}:{port}", check.grpc_service)
+        note = _certificate(line, writer.get_extra_info("peercert"))
+        authority = check.host or f"{address}:{port}"
+        scheme = "https" if tls else "http"
+        ok, detail = await grpc.check(reader, writer, (scheme, authority), check.grpc_service)
     finally:
         writer.transport.abort()
-    return ok, f"{detail} in {_milliseconds(started)}"
+    return ok, f"{detail} in {_milliseconds(started)}{note if ok else ''}"
 
 
 # -- datagrams

@@ -118,9 +118,17 @@ _OF_KIND: dict[CheckKind, st.SearchStrategy[dict[str, object]]] = {
             "model": st.none() | st.just("org/tiny-1"),
             "every_s": st.floats(0.1, 3600),
             "answer_within_s": st.floats(0.1, 3600),
+            "host": st.none() | st.just("chat.example.com"),
+            "tls": st.booleans(),
         }
     ),
-    CheckKind.GRPC: st.fixed_dictionaries({"grpc_service": st.sampled_from(["", "chat.Chat"])}),
+    CheckKind.GRPC: st.fixed_dictionaries(
+        {
+            "grpc_service": st.sampled_from(["", "chat.Chat"]),
+            "host": st.none() | st.just("chat.example.com"),
+            "tls": st.booleans(),
+        }
+    ),
     CheckKind.UDP: st.fixed_dictionaries({"send": _payloads, "expect": st.none() | _payloads}),
     CheckKind.DNS: st.fixed_dictionaries(
         {
@@ -155,7 +163,8 @@ def checks(draw: st.DrawFn, key: ServiceKey) -> HealthCheck:
         via=draw(st.sampled_from(Via)),
     )
     if kind in _OF_KIND:
-        return dataclasses.replace(check, **draw(_OF_KIND[kind]))
+        check = dataclasses.replace(check, **draw(_OF_KIND[kind]))
+        return dataclasses.replace(check, verify_tls=draw(st.booleans())) if check.tls else check
     check = dataclasses.replace(
         check,
         method=draw(st.sampled_from(["GET", "HEAD"])),

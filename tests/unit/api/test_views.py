@@ -328,6 +328,10 @@ def test_health_check_shows_only_what_its_kind_uses(snapshot, now):
     assert "path" not in shown(kind=CheckKind.TCP)
     assert "verify_tls" not in shown(kind=CheckKind.HTTP)
     assert shown(kind=CheckKind.HTTPS)["verify_tls"] is True
+    for kind in (CheckKind.GRPC, CheckKind.COMPLETION):
+        assert shown(kind=kind)["tls"] is False
+        assert "verify_tls" not in shown(kind=kind)
+        assert shown(kind=kind, tls=True)["verify_tls"] is True
     assert shown(port=8000)["port"] == 8000
     assert shown(expect_status=((200, 299), (404, 404)))["expect_status"] == "200-299,404"
 

@@ -359,6 +359,14 @@ services:
             "services[0].health.type: grpc checks of a udp service need a port",
         ),
         (
+            {"health": {"type": "grpc", "verify_tls": False}},
+            "services[0].health.verify_tls: means nothing without tls",
+        ),
+        (
+            {"health": {"type": "https", "tls": True}},
+            "services[0].health.tls: means nothing for a check of type https",
+        ),
+        (
             {"health": {"type": "http", "verify_tls": False}},
             "services[0].health.verify_tls: means nothing for a check of type http",
         ),

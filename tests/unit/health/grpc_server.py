@@ -5,6 +5,7 @@ The messages have one field each, so nobody needs a compiler for them.
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 
@@ -18,13 +19,22 @@ def check(request: bytes, context: grpc.ServicerContext) -> bytes:
     return bytes([0x08, STATUSES[name]])
 
 
+def _port(server: grpc.Server) -> int:
+    """Over TLS if a certificate is named, whose key lies beside it."""
+    certificate = Path(sys.argv[-1])
+    if certificate.suffix != ".pem":
+        return server.add_insecure_port("127.0.0.1:0")
+    pair = certificate.with_name("key.pem").read_bytes(), certificate.read_bytes()
+    return server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+
+
 def main() -> None:
     server = grpc.server(ThreadPoolExecutor(2))
     if "no-health" not in sys.argv:
         handler = grpc.unary_unary_rpc_method_handler(check)
         health = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler})
         server.add_generic_rpc_handlers((health,))
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    print(_port(server), flush=True)
     server.start()
     server.wait_for_termination()
 

@@ -7,7 +7,6 @@ import contextlib
 import re
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -288,26 +287,6 @@ def test_out_of_descriptors_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> No
         asyncio.run(probe(HTTPS, LOOPBACK, 1, Patience()))
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For ``gpu.example``, of its own making, with its key beside it, for a day."""
-    folder: Path = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
-    names = ["-subj", "/CN=gpu.example", "-addext", "subjectAltName=DNS:gpu.example"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
-    return certificate
-
-
-@pytest.fixture(scope="module")
-def tls(certificate: Path) -> ssl.SSLContext:
-    """Of a server with that certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    return context
-
-
 def ask_tls(check: HealthCheck, tls: ssl.SSLContext) -> tuple[ProbeResult, list[str | None]]:
     names: list[str | None] = []
     tls.sni_callback = lambda _socket, name, _context: names.append(name)
@@ -329,7 +308,7 @@ def test_https_tells_when_the_certificate_ends(
     tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(talks, "tls_context", lambda _verify: trusting)
+    monkeypatch.setattr(talks, "tls_context", lambda *_: trusting)
     result, names = ask_tls(HTTPS, tls)
     assert result.ok, result.detail
     assert names == ["gpu.example"]
@@ -344,7 +323,7 @@ def test_https_says_for_whom_a_certificate_is_not(
     tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(talks, "tls_context", lambda _verify: trusting)
+    monkeypatch.setattr(talks, "tls_context", lambda *_: trusting)
     for other in ("other.example", None):  # None: the server's address
         result, _ = ask_tls(replace(HTTPS, host=other), tls)
         assert not result.ok

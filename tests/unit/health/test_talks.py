@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from agent.health import talks
 from agent.health.exchange import payload
 from agent.health.grpc import request, serving
 from agent.health.patience import Patience
@@ -61,16 +63,20 @@ class Engine:
         self.status, self.body = status, {"choices": [{"text": "!"}]} if body is None else body
         self.models = {"data": [{"id": "tiny"}]} if models is None else models
         self.asked: list[tuple[str, dict[str, object]]] = []
+        self.hosts: list[str] = []
 
     async def __call__(self, asked: web.BaseRequest) -> web.StreamResponse:
+        self.hosts.append(asked.headers["Host"])
         if asked.path == "/v1/models":
             return web.json_response(self.models)
         self.asked.append((asked.path, json.loads(await asked.read())))
         return web.json_response(self.body, status=self.status)
 
-    def checked(self, check: HealthCheck = COMPLETION) -> ProbeResult:
+    def checked(
+        self, check: HealthCheck = COMPLETION, tls: ssl.SSLContext | None = None
+    ) -> ProbeResult:
         async def run() -> ProbeResult:
-            async with http_server(self) as port:
+            async with http_server(self, tls) as port:
                 return await probe(check, LOOPBACK, port, Patience())
 
         return asyncio.run(run())
@@ -126,6 +132,39 @@ def test_an_engine_that_hangs_was_reached_and_is_busy():
     assert result.detail == "no answer within 300 ms"
 
 
+def trust(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def context(_verify: bool, protocol: str = "") -> ssl.SSLContext:
+        found = ssl.create_default_context(cafile=str(certificate))
+        if protocol:
+            found.set_alpn_protocols([protocol])
+        return found
+
+    monkeypatch.setattr(talks, "tls_context", context)
+
+
+SECURE = replace(COMPLETION, tls=True, host="gpu.example")
+
+
+def test_an_engine_over_tls_is_asked_by_its_name(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names: list[str | None] = []
+    monkeypatch.setattr(tls, "sni_callback", lambda _socket, name, _context: names.append(name))
+    engine = Engine()
+    refused = engine.checked(SECURE, tls)
+    assert not refused.ok
+    assert refused.detail.startswith("TLS certificate not accepted: self-signed certificate")
+    assert engine.checked(replace(SECURE, verify_tls=False), tls).ok
+    trust(certificate, monkeypatch)
+    result = engine.checked(SECURE, tls)
+    assert result.ok, result
+    assert result.detail.startswith("a token of tiny in ")
+    assert {*names} == {"gpu.example"}
+    assert {*engine.hosts} == {"gpu.example"}
+    assert not engine.checked(replace(SECURE, host="other.example"), tls).ok
+    assert not engine.checked(SECURE).ok, "it does not speak TLS"
+
+
 # -- gRPC
 
 
@@ -149,6 +188,25 @@ def rpc() -> Iterator[int]:
 def test_a_grpc_server_says_whether_it_serves(rpc: int, service: str, ok: bool, words: str):
     result = ask(replace(GRPC, grpc_service=service), rpc)
     assert (result.ok, result.detail.startswith(words)) == (ok, True), result
+
+
+def test_a_grpc_server_over_tls(certificate: Path, monkeypatch: pytest.MonkeyPatch):
+    program = Path(__file__).with_name("grpc_server.py")
+    check = replace(GRPC, tls=True, host="gpu.example", grpc_service="chat.Chat")
+    with running("/usr/bin/python3", str(program), str(certificate)) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        refused = ask(check, port)
+        assert not refused.ok
+        assert refused.detail.startswith("TLS certificate not accepted: self-signed certificate")
+        assert ask(replace(check, verify_tls=False), port).detail.startswith("SERVING in ")
+        plain = ask(replace(check, tls=False), port)
+        assert not plain.ok
+        trust(certificate, monkeypatch)
+        result = ask(check, port)
+        assert result.ok, result
+        assert "; its certificate expires in " in result.detail
+        assert result.certificate_until is not None
 
 
 def test_a_grpc_server_without_a_health_service_says_so():
