@@ -78,13 +78,17 @@ image: deb ## build the container image into dist/, without a daemon: needs buil
 	@deploy/container/build "$(BASE)"
 
 # uv is fetched into build/, because only this needs it.
-lock: $(STAMP) ## renew deploy/requirements.lock, the Python packages and hashes of the Debian package
+COMPILE := build/uv/bin/uv pip compile --quiet --python-version 3.12 --python-platform linux \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade
+lock: $(STAMP) ## renew deploy/*.lock: the Python packages of operators and those that build ours, with their hashes
 	@[ -x build/uv/bin/uv ] || $(BIN)/pip install --quiet --target build/uv uv
-	@{ echo "# What the Debian package contains (make lock). Hashes of all files of each release, so it" && \
-		echo "# serves both architectures and every Python that we support." && \
-		build/uv/bin/uv pip compile --quiet --python-version 3.12 --python-platform linux \
-		--generate-hashes --no-annotate --no-header --no-emit-index-url --upgrade pyproject.toml; \
-	} >build/requirements.lock && mv build/requirements.lock deploy/requirements.lock
+	@{ echo "# What packages, image and setup.sh install (make lock). Hashes of all files of each release," && \
+		echo "# so it serves both architectures and every Python that we support." && \
+		$(COMPILE) pyproject.toml; } >build/requirements.lock
+	@{ echo "# What setup.sh builds our own package with (make lock)." && \
+		$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+		$(COMPILE) -; } >build/build.lock
+	@mv build/requirements.lock build/build.lock deploy
 
 # The tools of both are fetched into build/, because only these need them.
 sbom: $(STAMP) ## write dist/steelyard.cdx.json, the bill of materials (CycloneDX) of what the Debian package contains

@@ -54,8 +54,10 @@ fail() {
 	exit 1
 }
 
-log="" policy="" pages=""
-forget_files() { rm -rf ${log:+"$log"} ${policy:+"$policy"} ${pages:+"$pages"}; }
+log="" policy="" pages="" builder=""
+forget_files() {
+	rm -rf ${log:+"$log"} ${policy:+"$policy"} ${pages:+"$pages"} ${builder:+"$builder"}
+}
 trap forget_files EXIT
 trap 'exit 130' INT TERM
 
@@ -215,7 +217,7 @@ fingerprint() {
 		awk '/^\[/ { keep = /^\[(build-system|project|tool\.hatch)/ } keep' \
 			"$repository/pyproject.toml"
 		[[ -n "$dev" ]] || find "$repository"/{agent,bpf,lbctl,manual,steelyard} \
-			"$repository"/deploy/{*.service,agent.example.yaml} -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
+			"$repository"/deploy/{*.service,*.lock,agent.example.yaml} -type f ! -path '*/__pycache__/*' -print0 | sort -z | xargs -0 cat
 	} | sha256sum
 }
 
@@ -230,8 +232,28 @@ make_environment() {
 	}
 }
 
+# Operators get the versions and the files that the locks name by their hashes. Developers get the
+# newest tools, and who installs offline has made the wheels, whose hashes are others.
+install_modules() {
+	local pip=("$prefix/bin/pip" --disable-pip-version-check --no-input)
+	[[ -z "$offline" ]] || export PIP_NO_INDEX=1
+	if [[ -n "$dev" ]]; then
+		# Developers use only a part of what their tools bring: modules are compiled when imported.
+		logged "${pip[@]}" install --no-compile --editable "${repository}[dev]"
+	elif [[ -n "$offline" ]]; then
+		logged "${pip[@]}" install "$repository"
+	else
+		builder="$(mktemp -d -t steelyard-build.XXXXXX)"
+		logged "${pip[@]}" install --require-hashes --requirement "$repository/deploy/requirements.lock" &&
+			logged "${pip[@]}" install --require-hashes --target "$builder" \
+				--requirement "$repository/deploy/build.lock" &&
+			PYTHONPATH="$builder" logged "${pip[@]}" install --no-index --no-deps \
+				--no-build-isolation "$repository"
+	fi
+}
+
 install_project() {
-	local stamp="$prefix/.steelyard-setup" wanted source=("$repository")
+	local stamp="$prefix/.steelyard-setup" wanted
 	wanted="$(fingerprint)"
 	if [[ -x "$prefix/bin/lb-agent" && "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
 		touch "$stamp"
@@ -242,14 +264,11 @@ install_project() {
 		make_environment
 	fi
 	rm -f "$stamp"
-	[[ -z "$dev" ]] || source=(--editable "${repository}[dev]")
-	[[ -z "$offline" ]] || export PIP_NO_INDEX=1
 	say "installing Steelyard and the Python packages it needs into $prefix"
-	# Developers use only a part of what their tools bring: modules are compiled when imported.
-	logged "$prefix/bin/pip" --disable-pip-version-check --no-input install \
-		${dev:+--no-compile} "${source[@]}" || {
+	install_modules || {
 		show_log
 		fail "pip could not install Steelyard" \
+			"if a hash does not match, do not go on: a file is not what its author published" \
 			"check the network and proxy; a local mirror: PIP_INDEX_URL=https://mirror.example/simple $0" \
 			"without a network, on a connected host of the same kind: pip wheel --wheel-dir wheels '$repository${dev:+[dev]}' hatchling" \
 			"  then here: PIP_FIND_LINKS=/path/to/wheels $0 --offline"

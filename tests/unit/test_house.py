@@ -14,6 +14,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
@@ -234,6 +235,29 @@ def test_setup_refuses_to_uninstall_what_it_cannot(words: str) -> None:
     assert refused.returncode == 1
     assert "--uninstall" in refused.stderr
     assert "remedy:" in refused.stderr
+
+
+def test_setup_defines_each_function_once() -> None:
+    """The second one would take the place of the first, without a word."""
+    script = (ROOT / "deploy" / "setup.sh").read_text()
+    names = re.findall(r"^(\w+)\(\)", script, re.MULTILINE)
+    assert len(names) > 20
+    assert len(names) == len({*names})
+
+
+@pytest.mark.parametrize("lock", ["requirements", "build"])
+def test_what_we_need_is_locked_by_hashes_in_a_version_that_we_support(lock: str) -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {
+        "requirements": declared["project"]["dependencies"],
+        "build": declared["build-system"]["requires"],
+    }[lock]
+    text = (ROOT / "deploy" / f"{lock}.lock").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(" --hash=sha256:" in line for line in lines)
+    locked = dict(line.split()[0].split("==") for line in lines)
+    for each in map(Requirement, wanted):
+        assert locked[each.name.lower()] in each.specifier, each
 
 
 def test_setup_help_names_every_option() -> None:
