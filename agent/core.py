@@ -113,6 +113,7 @@ class Core:
         self.limiting = Limiting(self.dataplane)
         self.detecting = Detecting(
             self.dataplane,
+            lambda service: self.pair.serves(service),
             lambda: self.guarding.blocks,
             self.guarding.lists_of,
             self._block_threats,

@@ -31,18 +31,20 @@ type Blocker = Callable[[tuple[Block, ...]], Awaitable[object]]
 class Detecting:
     """The watch of one instance.
 
-    ``blocks`` returns the present blocks, ``lists_of`` the names of the lists that hold an address,
-    and ``block`` blocks sources.
+    ``serves`` returns whether clients of a service come to this node, ``blocks`` the present
+    blocks, ``lists_of`` the names of the lists that hold an address, and ``block`` blocks sources.
     """
 
     def __init__(
         self,
         dataplane: Dataplane,
+        serves: Callable[[Service], bool],
         blocks: Callable[[], Blocks],
         lists_of: Callable[[Address], tuple[str, ...]],
         block: Blocker,
     ) -> None:
         self._dataplane = dataplane
+        self._serves = serves
         self._blocks = blocks
         self._lists_of = lists_of
         self._block = block
@@ -73,7 +75,12 @@ class Detecting:
 
     async def _look(self, now: Situation) -> float:
         """Take one look; return the CPU seconds that it took."""
-        watched = {s.name: s for s in now.config.services if s.detect is not Detect.OFF}
+        # A backup has flows of the master's clients, and learns nothing of what they usually do.
+        watched = {
+            each.name: each
+            for each in now.config.services
+            if each.detect is not Detect.OFF and self._serves(each)
+        }
         if not watched:
             self._watch, self._last = Watch(), None
             return 0.0

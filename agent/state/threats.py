@@ -12,8 +12,8 @@ outliers", Journal of Experimental Social Psychology 49, 2013). Where few source
 behind a gateway, nobody is unlike the others.
 
 Clients differ by orders of magnitude, and the largest customer is far from the median every day. So
-what a source has much of must also be far more than it usually has itself. That is learned as long
-as the agent runs, at first for ten minutes in which nobody stands out by amount.
+what a source has much of must also be far more than it usually has itself. That is learned while
+the service has clients, at first for ten minutes in which nobody stands out by amount.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Watch:
     """The signs of the last looks, the threats that follow from them, and what the sources that
     have much usually have (``own``).
 
-    ``begun_s``, by service, and ``at_s``: the monotonic times of the first and of the last look.
+    ``begun_s``, by service, and ``at_s``: the monotonic times of the first look since when there
+    have been enough sources, and of the last look.
     """
 
     looks: tuple[Mapping[_Key, Evidence], ...] = ()
@@ -193,7 +194,11 @@ def looked(before: Watch, crowds: Mapping[str, Crowd], at_s: float, is_trusted: 
     """Return what is known after one more look, at the monotonic time ``at_s``, at these
     services.
     """
-    begun_s = {service: before.begun_s.get(service, at_s) for service in crowds}
+    # Where hardly anybody was, as before a takeover, nobody is known when they come.
+    begun_s = {
+        service: before.begun_s.get(service, at_s) if crowd.sources >= FEWEST_SOURCES else at_s
+        for service, crowd in crowds.items()
+    }
     learning = {service for service, begun in begun_s.items() if at_s - begun < LEARN_S}
     seen = {
         key: replace(why, own=before.own.get(key, 0.0))

@@ -43,7 +43,10 @@ class World:
         plane = SimpleNamespace(
             tables=self.tables, keys=KEYS, clock=CLOCK, now_jiffies=lambda: self.jiffies
         )
-        self.detecting = Detecting(plane, lambda: self.blocks, self._lists_of, self._block)
+        self.serves = True
+        self.detecting = Detecting(
+            plane, lambda _service: self.serves, lambda: self.blocks, self._lists_of, self._block
+        )
         began = time.monotonic() - LEARN_S
         self.detecting._watch = Watch(begun_s={"web": began}, at_s=time.monotonic())
         for last in range(FEWEST_SOURCES + 5):
@@ -175,7 +178,8 @@ def test_who_is_unblocked_at_once_stays_so_unless_he_goes_on() -> None:
     assert world.blocks
     world.blocks.clear()
     held = world.tables.flows.copy()
-    world.tables.flows[:] = 0  # as the block has ended them
+    his = world.tables.flows_cold["saddr"][:, 0] == int(ATTACKER.network_address)
+    world.tables.flows[his] = 0  # as the block has ended them
     world.look(2)
     assert world.threats
     assert not world.blocks
@@ -236,6 +240,18 @@ def test_where_it_is_off_nobody_looks() -> None:
     assert not world.look(1)
     assert not world.threats
     assert asyncio.run(world.detecting._look(world.situation)) == 0.0
+
+
+def test_after_a_takeover_it_is_learned_anew_what_sources_usually_have() -> None:
+    """A backup knows the flows of the largest customers by flow sync, and nothing of their past."""
+    world = World(situation_of(Detect.BLOCK))
+    world.flows("203.0.113.66", 150)
+    world.serves = False
+    assert not world.look(6)
+    assert not world.threats
+    world.serves = True
+    assert not world.look(6)
+    assert not world.blocks
 
 
 def test_of_many_threats_only_some_are_named() -> None:

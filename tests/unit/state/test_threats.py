@@ -189,6 +189,11 @@ def test_at_first_nobody_stands_out_by_amount():
     assert not spent(int(LEARN_S) - 2, loud, Watch()).threats
 
 
+def test_where_nobody_was_nobody_is_known_when_they_come():
+    watch = spent(3600, usual(10), LONG_AGO, every_s=60)
+    assert not spent(60, [*usual(), has(ATTACKER, flows=900)], watch).threats
+
+
 @pytest.mark.parametrize("held", [has(ATTACKER, flows=90, unused=90), has(ATTACKER, 90, slow=90)])
 def test_unused_and_slow_need_no_time_to_learn(held: Held):
     assert spent(8, [*usual(), held], Watch()).threats
