@@ -32,6 +32,7 @@ TOKEN_S = 0.05  # of an answer
 PREFILL_S = 0.231e-3  # a token of a prompt, on an A100 (Splitwise)
 KEPT_S = 60.0  # that a connection stays open after its answer
 NEVER = np.inf
+_APART = 3 / 4  # of what a source has at four servers is not at the one that has most of it
 
 type Floats = npt.NDArray[np.float64]
 type Ints = npt.NDArray[np.int64]
@@ -183,8 +184,8 @@ def _crowd(
         Sign.OPEN: summed(is_open),
         Sign.NEW: summed(is_new) / LOOK_S,
         Sign.UNUSED: summed(is_open & flows.unused[part] & (age_s >= threats.UNUSED_AFTER_S)),
-        Sign.SLOW: summed(waits & (age_s >= threats.SLOW_AFTER_S)),
-        Sign.WAITING: summed(waits, flows.sent[part]),
+        Sign.SLOW: _APART * summed(waits & (age_s >= threats.SLOW_AFTER_S)),
+        Sign.WAITING: _APART * summed(waits, flows.sent[part]),
     }
     active = np.flatnonzero((values[Sign.OPEN] > 0) | (values[Sign.NEW] > 0))
     return threats.crowd_of(

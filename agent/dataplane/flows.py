@@ -53,6 +53,7 @@ _TALKS: dict[int, str] = {
 _SOURCE = np.dtype(
     [
         ("service", "u2"),
+        ("backend", "u2"),
         ("family", "u1"),
         ("source", ">u4", (4,)),
         ("flows", "i8"),
@@ -214,7 +215,7 @@ def crowds(
     tables: SharedTables, names: Names, keys: HashKeys, since: Since
 ) -> dict[str, threats.Crowd]:
     """Return what the sources of each service have; of IPv6, a source is 64 bits of an address."""
-    summed = _by_source(map(_halved, _sources(tables, names, None, keys, since)))
+    summed = _apart(_by_source(map(_halved, _sources(tables, names, None, keys, since))))
     summed = summed[(summed["flows"] > 0) | (summed["new"] > 0)]
     return {
         name: _crowd(summed[summed["service"] == ident], since.per_s)
@@ -266,7 +267,7 @@ def _sources(
 ) -> Iterator[Table]:
     """Yield a row for each flow, with its source and what it has, chunk by chunk.
 
-    Without ``since``, ages are not looked at: no flow is new, unused or slow.
+    Without ``since``, ages and backends are not looked at: no flow is new, unused or slow.
     """
     for used, words in survey.used_chunks(tables.flows):
         found = _matching(tables, names, FlowQuery(service), keys, used, words)
@@ -279,6 +280,7 @@ def _sources(
         held = survey.waiting_bytes(tables.flows_warm[found.used])
         rows["waiting"] = np.where(awaits, held, 0)
         if since is not None:
+            rows["backend"] = survey.backend_of(found.words)
             age = survey.age_jiffies(found.cold["start"], since.now)
             rows["new"] = age < since.passed
             is_tcp = found.cold["l4_proto"] == Protocol.TCP.number
@@ -317,19 +319,40 @@ def _by_source(chunks: Iterable[Table]) -> Table:
 
 
 def _summed(rows: Table) -> Table:
-    """Return one row for each source and service, with the sums of its rows."""
+    """Return one row for each source, service and backend, in this order, with the sums of its
+    rows.
+    """
     words = [rows["source"][:, i] for i in range(4)]
-    order = np.lexsort((*words, rows["family"], rows["service"]))
-    rows = rows[order]
-    is_new = np.ones(len(rows), dtype=bool)
-    same = (rows["source"][1:] == rows["source"][:-1]).all(axis=1)
-    same &= rows["service"][1:] == rows["service"][:-1]
-    is_new[1:] = ~(same & (rows["family"][1:] == rows["family"][:-1]))
-    firsts = np.flatnonzero(is_new)
+    rows = rows[np.lexsort((rows["backend"], *words, rows["family"], rows["service"]))]
+    firsts = _firsts(rows, "service", "family", "source", "backend")
     found = rows[firsts]
     for name in _SUMS if len(rows) else ():
         found[name] = np.add.reduceat(rows[name], firsts)
     return found
+
+
+def _apart(rows: Table) -> Table:
+    """Return one row for each source and service, of rows as ``_summed`` returns them.
+
+    Slow requests and waiting bytes are without those of the backend that has most of them.
+    """
+    firsts = _firsts(rows, "service", "family", "source")
+    found = rows[firsts]
+    for name in _SUMS if len(rows) else ():
+        found[name] = np.add.reduceat(rows[name], firsts)
+    for name in ("slow", "waiting") if len(rows) else ():
+        found[name] -= np.maximum.reduceat(rows[name], firsts)
+    return found
+
+
+def _firsts(rows: Table, *names: str) -> npt.NDArray[np.int64]:
+    """Return the rows that differ from the one before in one of these fields."""
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[:1] = True
+    for name in names:
+        differs = rows[name][1:] != rows[name][:-1]
+        is_first[1:] |= differs.any(axis=1) if differs.ndim > 1 else differs
+    return np.flatnonzero(is_first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,13 +64,17 @@ LEARN_S = 600.0  # before anybody stands out by amount
 _GROWN = 2.0  # times what a source usually has
 _RISE_S, _RISE_AS_THREAT_S, _FALL_S = 300.0, 6 * 3600.0, 7 * 86400.0  # how fast that follows
 _MOST_KNOWN = 4096  # sources and signs of which it is kept
-_OWN_SHARE = 0.8  # of the source's own flows: unused, or slow
+_OWN_SHARE = {Sign.UNUSED: 0.8, Sign.SLOW: 0.4}  # of the source's own flows
 _SLOW_OTHERS = 0.1  # if more of the other sources' flows are slow, it is the service that is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one source has of one service at one moment, by sign."""
+    """What one source has of one service at one moment, by sign.
+
+    Slow requests and waiting bytes are without those at the server at which it has most of them:
+    that one may be hanging, which is no fault of its clients.
+    """
 
     source: Network
     values: Mapping[Sign, float]
@@ -175,7 +179,7 @@ def signs(crowd: Crowd) -> dict[tuple[Network, Sign], Evidence]:
 
 def _least(crowd: Crowd, sign: Sign, of: Held) -> float:
     """Return from how much on it is a sign."""
-    own = _OWN_SHARE * of.has(Sign.OPEN)
+    own = _OWN_SHARE.get(sign, 0.0) * of.has(Sign.OPEN)
     if sign is Sign.UNUSED:
         return max(LEAST[sign], own)
     if crowd.sources < FEWEST_SOURCES:
@@ -300,7 +304,7 @@ def sentence(found: Evidence) -> str:
             text = f"{quantity(found.value, 'B')} of requests that wait"
     usual = quantity(found.usual, "B") if found.sign is Sign.WAITING else count(round(found.usual))
     text += f"; the median of {found.others} other sources is {usual}"
-    if not found.own:
+    if found.own < NOTICED[found.sign]:  # hardly anything, or too little is known
         return text
     own = quantity(found.own, "B") if found.sign is Sign.WAITING else count(round(found.own))
     return f"{text}, and it usually has {own}"

@@ -61,16 +61,23 @@ class World:
         self.blocks |= {each.prefix: each for each in new}
 
     def flows(
-        self, client: str, many: int, state: FlowState = FlowState.ESTABLISHED, age_s: float = 60
+        self,
+        client: str,
+        many: int,
+        state: FlowState = FlowState.ESTABLISHED,
+        age_s: float = 60,
+        at: int = 2,
     ) -> None:
+        """So many flows, in turn at so many backends."""
         service = self.situation.config.services[0]
-        for _ in range(many):
+        for number in range(many):
             self.port += 1
+            backend = service.backends[number % at]
             record(
                 self.tables, five(client, self.port),
                 service=self.situation.ids.service_id(service),
                 salt=self.situation.ids.salt(service),
-                backend=self.situation.ids.backend_id(service, service.backends[0]),
+                backend=self.situation.ids.backend_id(service, backend),
                 state=state, jiffies=self.jiffies, start=self.jiffies - round(age_s * CLOCK.hz),
             )  # fmt: skip
 
@@ -99,7 +106,7 @@ class World:
         (150, FlowState.ESTABLISHED, 60, Sign.OPEN, 150),
         (150, FlowState.CLOSING, 1, Sign.NEW, 75),
         (150, FlowState.ACKED, 6, Sign.UNUSED, 150),
-        (150, FlowState.ESTABLISHED_AWAITING, 30, Sign.SLOW, 150),
+        (150, FlowState.ESTABLISHED_AWAITING, 30, Sign.SLOW, 75),
     ],
 )
 def test_what_a_source_has(many, state, age_s, sign, value) -> None:
@@ -124,7 +131,16 @@ def test_request_bytes_that_wait_are_seen() -> None:
     world = World(situation_of())
     world.flows("203.0.113.66", 40, FlowState.ESTABLISHED_AWAITING)
     world.tables.flows_warm["waiting"] = 100_000
-    assert world.seen()[Sign.WAITING] == 4_000_000
+    assert world.seen()[Sign.WAITING] == 2_000_000
+
+
+def test_what_waits_at_one_server_alone_is_that_servers_fault() -> None:
+    world = World(situation_of())
+    world.flows("203.0.113.66", 150, FlowState.ESTABLISHED_AWAITING, at=1)
+    world.flows("203.0.113.66", 10, FlowState.ESTABLISHED_AWAITING, at=2)
+    world.tables.flows_warm["waiting"] = 100_000
+    seen = world.seen()
+    assert (seen[Sign.OPEN], seen[Sign.SLOW], seen[Sign.WAITING]) == (160, 5, 500_000)
 
 
 def test_of_ipv6_half_an_address_is_one_source() -> None:

@@ -156,7 +156,7 @@ def test_where_the_service_is_slow_nobody_is_to_blame():
 
 
 def test_a_client_that_has_few_slow_requests_among_many_is_like_the_others():
-    assert signs([*usual(), has(ATTACKER, flows=99, slow=60)]) == {}
+    assert signs([*usual(), has(ATTACKER, flows=99, slow=36)]) == {}
 
 
 def test_when_nobody_looks_anymore_threats_are_over():
