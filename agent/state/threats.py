@@ -267,9 +267,9 @@ def chosen(threats: Iterable[Threat], active: int, blocked: int) -> tuple[Threat
     ``active``: how many sources have flows; ``blocked``: how many are already blocked for having
     been a threat. If many sources are unlike the others at the same time, it is more likely that
     the traffic has changed than that all of them attack, and blocking them would do what an
-    attacker wants.
+    attacker wants. Where there are few, one of them may be the proxy of all clients.
     """
-    room = max(1, int(MOST_SHARE * (active + blocked))) - blocked
+    room = int(MOST_SHARE * (active + blocked)) - blocked
     farthest = sorted(threats, key=_distance)
     by_source = {each.source: each for each in farthest}  # the last one of each stays
     return tuple(sorted(by_source.values(), key=_distance, reverse=True)[: max(room, 0)])
