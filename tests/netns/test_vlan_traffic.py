@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+import numpy as np
 import pytest
 from pyroute2 import IPRoute
 
@@ -206,7 +207,8 @@ def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
         (entry,) = rig.view().contents.services.values()
         with inside(on.name("balancer")), RawSender() as sender:
             frame = syns.send(syn, entry)
-            assert frame is not None, rig.reasons()
+            recorded = np.count_nonzero(rig.tables.flows)
+            assert frame is not None, (rig.reasons(), recorded, syn.client_port, syn.frame.hex())
             sender.frame(frame.ifindex, frame.data)
         uploaded.result(timeout=120)
         assert rig.counts("a").bytes >= BYTES
