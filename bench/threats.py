@@ -175,6 +175,7 @@ def _crowd(
     is_new = served & (start_s > at_s - LOOK_S)
     waits = is_open & (flows.first_s[part] > at_s) & ~flows.unused[part]
     age_s = at_s - start_s
+    is_slow = waits & (age_s >= threats.SLOW_AFTER_S)
 
     def summed(chosen: npt.NDArray[np.bool_], each: Floats | None = None) -> Floats:
         weights = None if each is None else each[chosen]
@@ -184,13 +185,18 @@ def _crowd(
         Sign.OPEN: summed(is_open),
         Sign.NEW: summed(is_new) / LOOK_S,
         Sign.UNUSED: summed(is_open & flows.unused[part] & (age_s >= threats.UNUSED_AFTER_S)),
-        Sign.SLOW: _APART * summed(waits & (age_s >= threats.SLOW_AFTER_S)),
+        Sign.SLOW: _APART * summed(is_slow),
         Sign.WAITING: _APART * summed(waits, flows.sent[part]),
     }
+    slow = summed(is_slow)
     active = np.flatnonzero((values[Sign.OPEN] > 0) | (values[Sign.NEW] > 0))
     return threats.crowd_of(
         [
-            Held(networks[number], {sign: float(each[number]) for sign, each in values.items()})
+            Held(
+                networks[number],
+                {sign: float(each[number]) for sign, each in values.items()},
+                float(slow[number]),
+            )
             for number in active.tolist()
         ]
     )

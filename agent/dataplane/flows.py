@@ -61,6 +61,8 @@ _SOURCE = np.dtype(
         ("new", "i8"),
         ("unused", "i8"),
         ("slow", "i8"),
+        ("slow_apart", "i8"),
+        ("waiting_apart", "i8"),
     ]
 )
 _SUMS = ("flows", "waiting", "new", "unused", "slow")
@@ -228,8 +230,8 @@ def _crowd(rows: Table, per_s: float) -> threats.Crowd:
         Sign.OPEN: rows["flows"].astype(float),
         Sign.NEW: rows["new"] * per_s,
         Sign.UNUSED: rows["unused"].astype(float),
-        Sign.SLOW: rows["slow"].astype(float),
-        Sign.WAITING: rows["waiting"].astype(float),
+        Sign.SLOW: rows["slow_apart"].astype(float),
+        Sign.WAITING: rows["waiting_apart"].astype(float),
     }
     some = {sign: each if len(each) else np.zeros(1) for sign, each in values.items()}
     usual = {sign: float(np.median(each)) for sign, each in some.items()}
@@ -244,9 +246,12 @@ def _crowd(rows: Table, per_s: float) -> threats.Crowd:
             for sign, each in some.items()
         },
         total={sign: float(each.sum()) for sign, each in values.items()},
+        slow=float(rows["slow"].sum()),
         suspects=tuple(
             threats.Held(
-                _network_of(rows[at]), {sign: float(each[at]) for sign, each in values.items()}
+                _network_of(rows[at]),
+                {sign: float(each[at]) for sign, each in values.items()},
+                float(rows["slow"][at]),
             )
             for at in np.flatnonzero(is_suspect).tolist()
         ),
@@ -304,7 +309,7 @@ def _halved(rows: Table) -> Table:
 
 
 def _by_source(chunks: Iterable[Table]) -> Table:
-    """Return one row for each source and service.
+    """Return one row for each source, service and backend (0 where the rows name none).
 
     New rows wait until they are as many as those that are summed already, so that the sum of a
     large table is not sorted again for each chunk.
@@ -334,14 +339,14 @@ def _summed(rows: Table) -> Table:
 def _apart(rows: Table) -> Table:
     """Return one row for each source and service, of rows as ``_summed`` returns them.
 
-    Slow requests and waiting bytes are without those of the backend that has most of them.
+    ``slow_apart`` and ``waiting_apart`` are without the backend that has most of them.
     """
     firsts = _firsts(rows, "service", "family", "source")
     found = rows[firsts]
     for name in _SUMS if len(rows) else ():
         found[name] = np.add.reduceat(rows[name], firsts)
     for name in ("slow", "waiting") if len(rows) else ():
-        found[name] -= np.maximum.reduceat(rows[name], firsts)
+        found[f"{name}_apart"] = found[name] - np.maximum.reduceat(rows[name], firsts)
     return found
 
 

@@ -73,11 +73,12 @@ class Held:
     """What one source has of one service at one moment, by sign.
 
     Slow requests and waiting bytes are without those at the server at which it has most of them:
-    that one may be hanging, which is no fault of its clients.
+    that one may be hanging, which is no fault of its clients. ``slow``: all slow requests.
     """
 
     source: Network
     values: Mapping[Sign, float]
+    slow: float = 0.0
 
     def has(self, sign: Sign) -> float:
         return self.values.get(sign, 0.0)
@@ -88,13 +89,15 @@ class Crowd:
     """All sources of one service at one moment.
 
     By sign: the median of their values, the spread (``NORMAL`` times the MAD), and the sum.
-    ``suspects``: the sources that have at least ``NOTICED`` of something.
+    ``slow``: all slow requests. ``suspects``: the sources that have at least ``NOTICED`` of
+    something.
     """
 
     sources: int
     usual: Mapping[Sign, float]
     spread: Mapping[Sign, float]
     total: Mapping[Sign, float]
+    slow: float
     suspects: Sequence[Held]
 
 
@@ -164,7 +167,8 @@ def crowd_of(held: Sequence[Held]) -> Crowd:
         spread[sign] = NORMAL * statistics.median(abs(each - usual[sign]) for each in values)
         total[sign] = sum(values)
     suspects = [each for each in held if any(each.has(sign) >= NOTICED[sign] for sign in Sign)]
-    return Crowd(len(held), usual, spread, total, suspects)
+    slow = sum(each.slow for each in held)
+    return Crowd(len(held), usual, spread, total, slow, suspects)
 
 
 def signs(crowd: Crowd) -> dict[tuple[Network, Sign], Evidence]:
@@ -184,10 +188,11 @@ def _least(crowd: Crowd, sign: Sign, of: Held) -> float:
         return max(LEAST[sign], own)
     if crowd.sources < FEWEST_SOURCES:
         return math.inf
+    others = crowd.total[Sign.OPEN] - of.has(Sign.OPEN)
+    if sign in (Sign.SLOW, Sign.WAITING) and crowd.slow - of.slow > _SLOW_OTHERS * others:
+        return math.inf
     if sign is Sign.SLOW:
-        slow = crowd.total[sign] - of.has(sign)
-        flows = crowd.total[Sign.OPEN] - of.has(Sign.OPEN)
-        return math.inf if slow > _SLOW_OTHERS * flows else max(LEAST[sign], own)
+        return max(LEAST[sign], own)
     usual = crowd.usual[sign]
     # Where more than half have the same value, the spread is 0, and anything would be far.
     far = usual + FAR * max(crowd.spread[sign], usual / 4)

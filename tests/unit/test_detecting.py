@@ -143,6 +143,16 @@ def test_what_waits_at_one_server_alone_is_that_servers_fault() -> None:
     assert (seen[Sign.OPEN], seen[Sign.SLOW], seen[Sign.WAITING]) == (160, 5, 500_000)
 
 
+def test_where_the_service_is_slow_its_largest_client_is_no_threat() -> None:
+    """Each of the others has one slow request, so nothing apart from one server."""
+    world = World(situation_of())
+    for last in range(FEWEST_SOURCES + 5):
+        world.flows(f"198.51.100.{last}", 1, FlowState.ESTABLISHED_AWAITING, 30)
+    world.flows("203.0.113.66", 90, FlowState.ESTABLISHED_AWAITING, 30)
+    assert world.seen()[Sign.SLOW] == 45
+    assert not world.look(4)
+
+
 def test_of_ipv6_half_an_address_is_one_source() -> None:
     world = World(situation_of())
     for last in range(150):
