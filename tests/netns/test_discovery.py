@@ -127,13 +127,13 @@ def test_a_source_that_fails_lies_or_is_gone_takes_nobody_away(here: Site, sourc
         ):
             source.says(text)
             wait_until(problem, lambda problem=problem: problem in shown(here)["problem"])
-            assert up(here) == ["be1", "be2"]
+            assert up(here) == ["be1", "be2"], named(here)
         source.stop()
         wait_until("nobody answers", lambda: "refused" in shown(here)["problem"].lower())
         here.stop_agent(signal.SIGKILL)
         here.start_agent()
         wait_until("the agent asks again", lambda: shown(here)["problem"])
-        assert up(here) == ["be1", "be2"]
+        assert up(here) == ["be1", "be2"], named(here)
         (problem,) = here.get("/v1/status")["agent"]["discovery_problems"]
         assert problem.startswith("service web: http http://127.0.0.1:8099/gpu.json: ")
     assert_unharmed(load)
