@@ -65,7 +65,7 @@ def _katran(path: Path | None, slots: int) -> Iterator[Katran | None]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Fewer and shorter runs: a minute instead of five.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter runs of each case.")
 @click.option("--only", metavar="PATTERN", help="Only cases whose name contains or matches it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 @click.option("--cpu", type=int, help="The CPU to run on; the last one by default.")

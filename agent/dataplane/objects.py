@@ -34,7 +34,7 @@ from agent.model import KernelHeaders
 log = get_logger()
 
 CACHE = Path("/var/cache/steelyard")  # the unit's CacheDirectory
-PATIENCE_S = 20.0  # how long to wait for another process that compiles the same program
+PATIENCE_S = 60.0  # how long to wait for another process that compiles the same program
 MOST = 256  # objects that are kept; the least recently used are removed
 PIN_FOLDER = "LB_PIN"
 SECRETS = ("LB_FLOW_KEY", "LB_FLOW_MUL0", "LB_FLOW_MUL1")

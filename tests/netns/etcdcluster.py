@@ -89,8 +89,12 @@ class Cluster:
             self._processes.pop(number).wait(_START_S)
 
     def pause(self, number: int) -> None:
-        """Let a member hang: the kernel still accepts connections for it."""
+        """Let a member hang: the kernel still accepts connections for it.
+
+        On a busy host its threads go on for a while after the signal was sent.
+        """
         self._signal(number, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._processes[number].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self, number: int) -> None:
         """Let a member go on that hangs."""

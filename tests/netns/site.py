@@ -37,6 +37,12 @@ def wait_until(what: str, condition: Any, timeout_s: float = 90.0) -> None:
         pause_s = min(1.5 * pause_s, 0.2)  # an agent that is asked all the time does little else
 
 
+def _is_stopped(pid: int) -> bool:
+    """Whether all threads of a process are stopped: proc_pid_stat(5)."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(file.read_text().rpartition(")")[2].split()[0] == "T" for file in files)
+
+
 class Load(dict[str, Any]):
     """Traffic on its way; the generator's summary and ``records`` once it has ended."""
 
@@ -125,6 +131,8 @@ class Site:
         pid = self.agent_pid()
         assert pid is not None
         os.kill(pid, number)
+        if number is signal.SIGSTOP:  # on a busy host its threads go on for a while
+            wait_until("the agent is stopped", lambda: _is_stopped(pid))
 
     def stop_agent(self, number: signal.Signals) -> None:
         self.signal_agent(number)

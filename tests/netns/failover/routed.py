@@ -204,12 +204,16 @@ class Routed:
 
 
 def frames_to_vips(heard: socket.socket) -> int:
-    """How many frames for the VIPs came by a tap so far."""
+    """How many frames for the VIPs the router has sent by a tapped cable so far.
+
+    A balancer sends some, too: to its backends, also when it only checks whether they answer.
+    """
     count = 0
     with contextlib.suppress(BlockingIOError):
         while True:
-            frame = heard.recv(2048)
-            count += VIPS[0].packed == frame[30:34] or VIPS[1].packed == frame[38:54]
+            frame, (_, _, kind, *_) = heard.recvfrom(2048)
+            is_for_vip = VIPS[0].packed == frame[30:34] or VIPS[1].packed == frame[38:54]
+            count += kind == socket.PACKET_OUTGOING and is_for_vip
     return count
 
 

@@ -72,7 +72,7 @@ def test_a_balancer_that_is_handed_over_gets_nothing_more_and_nobody_notices(net
                 assert [ask(connection) for connection in connections] == backends
                 return frames_to_vips(heard) == 0
 
-        # On a busy host a packet is still under way to lb1 when the route has changed.
+        # A packet may still be under way to lb1 when the route has changed.
         wait_until("nothing more comes to lb1", nothing_comes)
         net.set_mode("lb1", Mode.NORMAL)
         net.await_ways("lb1", "lb2")
