@@ -7,9 +7,6 @@ PYTHON := $(BIN)/python
 # Touched whenever deploy/setup.sh found or made the environment complete.
 STAMP := $(VENV)/.steelyard-setup
 C_FILES = $(shell find bpf bench -name '*.[ch]' ! -path 'bpf/kernel/*')
-# Modules that write a page of docs/, the figures that others quote, or the dashboards, or with --check say that they are stale.
-REFERENCES := agent.api.reference agent.config.reference agent.failover.reference \
-	agent.metrics.reference lbctl.reference lbctl.audit.reference deploy.grafana.generate bench.quoted
 
 # Byte code is kept, whatever the caller's shell says: to compile its modules anew was a third of
 # what a start of the agent costs, and the tests start hundreds.
@@ -103,8 +100,8 @@ audit-deps: $(STAMP) ## look up the Python packages of the Debian package among 
 	@PYTHONPATH=build/pip-audit $(PYTHON) -m pip_audit --strict --disable-pip --require-hashes \
 		--requirement deploy/requirements.lock
 
-docs: $(STAMP) ## write the generated references in docs/ anew
-	@for module in $(REFERENCES); do $(PYTHON) -m $$module || exit 1; done
+docs: $(STAMP) ## write anew what is made from other files: references, quoted figures, dashboards, the client for Python
+	@$(PYTHON) -m deploy.generated
 
 # MkDocs and its theme are fetched into build/, because only this needs them.
 docs-site: $(STAMP) ## write the documentation as a site with a search into build/site, which needs no network
@@ -115,8 +112,8 @@ docs-site: $(STAMP) ## write the documentation as a site with a search into buil
 	@echo "docs: build/site; to read it with its search: python3 -m http.server --directory build/site --bind 127.0.0.1"
 
 docs-check: $(STAMP)
-	@echo "docs: the generated references are up to date"
-	@for module in $(REFERENCES); do $(PYTHON) -m $$module --check || exit 1; done
+	@echo "docs: what is made from other files is up to date"
+	@$(PYTHON) -m deploy.generated --check
 
 attack: setup ## honest clients beside attackers, in every mode (root)
 	@$(PYTHON) -m tests.packet.attack

@@ -31,7 +31,7 @@ def _svg(width: int, height: int, title: str, parts: Iterator[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" aria-label="{escape(title)}">\n'
-        "<!-- Made by `python -m bench.quoted`; do not edit. -->\n"
+        "<!-- Made from bench/ by `make docs`; do not edit. -->\n"
         f"<title>{escape(title)}</title>\n{_STYLE}\n{body}\n</svg>\n"
     )
 

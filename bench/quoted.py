@@ -1,15 +1,11 @@
-"""Writes the figures that the README and docs/benchmarks.md quote, and the README's pictures, from
+"""Makes the figures that the README and docs/benchmarks.md quote, and the README's pictures, from
 the committed runs. No figure in these places is typed.
-
-``python -m bench.quoted`` writes them, ``--check`` only reports whether they are up to date.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,26 +233,3 @@ def files() -> dict[Path, str]:
         _ROOT / "docs" / "first-token.svg": pictures.first_token(bars),
         _ROOT / "docs" / "paths.svg": pictures.paths(),
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the files, or check them; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.quoted")
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if outdated")
-    check = parser.parse_args(arguments).check
-    status = 0
-    for path, text in files().items():
-        if path.exists() and path.read_text() == text:
-            continue
-        name = path.relative_to(_ROOT)
-        if check:
-            print(f"{name} is outdated: make docs", file=sys.stderr)
-            status = 1
-        else:
-            path.write_text(text)
-            print(f"{name} written")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-# Made by `python -m agent.api.reference`; do not edit.
+# Made from agent/api/ by `make docs`; do not edit.
 """The typed client of the agent's API: one method for each route that answers with JSON."""
 
 from __future__ import annotations

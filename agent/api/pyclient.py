@@ -1,6 +1,6 @@
 """Decides what steelyard/client.py says, the typed client for Python: each JSON route is a method.
 
-``agent.api.reference`` writes it.
+``make docs`` writes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WIDTH = 100
 _ANY = "dict[str, Any]"  # what the connection returns
 
 HEAD = '''\
-# Made by `python -m agent.api.reference`; do not edit.
+# Made from agent/api/ by `make docs`; do not edit.
 """The typed client of the agent's API: one method for each route that answers with JSON."""
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""Writes docs/api.md, docs/openapi.json and the client for Python.
-
-``python -m agent.api.reference`` does it. With ``--check`` it only checks that they are up to date.
-"""
+"""Makes docs/api.md, docs/openapi.json and the client for Python."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ _DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = _DOCS / "api.md"
 DOCUMENT = _DOCS / "openapi.json"
 HEAD = """\
-<!-- Made by `python -m agent.api.reference`; do not edit. -->
+<!-- Made from agent/api/ by `make docs`; do not edit. -->
 # API
 
 The agent serves HTTP and JSON on a Unix socket, `/run/steelyard/agent.sock`. `lbctl` uses this API,
@@ -221,22 +217,10 @@ def _kind(schema: Json) -> str:
     return name if high is None else f"{name}, up to {high:.0f}"
 
 
-def main() -> int:
-    """Write or check the files; return 1 if the check finds a difference."""
-    made = {
+def files() -> dict[Path, str]:
+    """Return the text of each file."""
+    return {
         PAGE: page(),
         DOCUMENT: json.dumps(document(), indent=1) + "\n",
         pyclient.FILE: pyclient.text(),
     }
-    status = 0
-    for path, wanted in made.items():
-        if "--check" not in sys.argv[1:]:
-            path.write_text(wanted, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != wanted:
-            sys.stderr.write(f"{path} is outdated: run python -m agent.api.reference\n")
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,10 @@
-"""Writes docs/times.md from ``times``; with ``--check`` it only checks that the page is up to date.
-
-Run it as ``python -m agent.failover.reference``.
-"""
+"""Makes docs/times.md from ``times``."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +12,7 @@ from agent.failover import times
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "times.md"
 HEAD = """\
-<!-- Made by `python -m agent.failover.reference`; do not edit. -->
+<!-- Made from agent/failover/times.py by `make docs`; do not edit. -->
 # Times of failover and flow sync
 
 This page lists how long things wait for each other in [failover](failover.md) and
@@ -65,16 +61,6 @@ def page() -> str:
     return "".join(parts)
 
 
-def main() -> int:
-    """Write or check the page; return 1 if the check finds a difference."""
-    wanted = page()
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(wanted, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != wanted:
-        sys.stderr.write(f"{PAGE} is outdated: run python -m agent.failover.reference\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Return the text of each file."""
+    return {PAGE: page()}

@@ -1,13 +1,7 @@
-"""Writes docs/metrics.md from the table of metrics: ``python -m agent.metrics.reference``.
-
-With ``--check`` it only reports whether the page is up to date.
-"""
+"""Makes docs/metrics.md from the table of metrics."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from agent.metrics.failover import FAILOVER_FAMILIES
@@ -60,7 +54,7 @@ _GROUPED = frozenset(
 )
 
 _INTRODUCTION = """\
-<!-- Made by `python -m agent.metrics.reference`; do not edit. -->
+<!-- Made from agent/metrics/ by `make docs`; do not edit. -->
 # Metrics
 
 The agent serves Prometheus text at `/metrics`, on the address that `metrics` names in the
@@ -98,20 +92,6 @@ def _row(family: Family) -> str:
     return f"| `{family.name}` | {family.kind.value} | {labels} | {family.help} |"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check the page. Returns 1 if the check finds that it is outdated."""
-    parser = argparse.ArgumentParser(prog="python -m agent.metrics.reference")
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if outdated")
-    wanted = page()
-    if parser.parse_args(arguments).check:
-        current = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        if current != wanted:
-            sys.stderr.write(f"{PAGE} is outdated: run python -m agent.metrics.reference\n")
-            return 1
-        return 0
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def files() -> dict[Path, str]:
+    """Return the text of each file."""
+    return {PAGE: page()}

@@ -1,1 +1,1 @@
-"""Makes the dashboards for Grafana; ``python -m deploy.grafana.generate`` writes them."""
+"""Makes the dashboards for Grafana; ``make docs`` writes them."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lbctl.audit import reference
 from lbctl.audit.checks import RULES, audit
 from lbctl.audit.rules import Practice, Seen, Verdict, named
 from lbctl.commands import audit as command
@@ -311,7 +310,3 @@ def test_strict_fails_if_a_rule_of_the_chosen_practices_is_broken(audited):
     assert other.code == 0
     assert "Network latency\n" in other.out
     assert "Security" not in other.out
-
-
-def test_the_page_is_up_to_date():
-    assert reference.page() == reference.PAGE.read_text(), "run make docs"

@@ -1,30 +1,11 @@
-"""docs/api.md, docs/openapi.json and the client for Python are as the code says."""
+"""What docs/api.md says."""
 
 import json
 import re
 import shlex
-import sys
 
-import pytest
-
-from agent.api import pyclient, reference
-from agent.api.openapi import document
+from agent.api import reference
 from agent.api.routes import ROUTES
-
-
-def test_the_files_are_up_to_date(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["reference", "--check"])
-    assert reference.main() == 0
-    assert json.loads(reference.DOCUMENT.read_text()) == document()
-
-
-@pytest.mark.parametrize("name", ["PAGE", "DOCUMENT", "FILE"])
-def test_check_tells_an_outdated_file(tmp_path, monkeypatch, capsys, name):
-    holder = pyclient if name == "FILE" else reference
-    monkeypatch.setattr(holder, name, tmp_path / "file")
-    monkeypatch.setattr(sys, "argv", ["reference", "--check"])
-    assert reference.main() == 1
-    assert "is outdated" in capsys.readouterr().err
 
 
 def test_page_has_a_section_and_an_example_for_every_route():

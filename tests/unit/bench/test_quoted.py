@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -20,28 +19,6 @@ def cells(table: str) -> list[list[str]]:
 
 def read(picture: str) -> ElementTree.Element:
     return ElementTree.fromstring(picture)  # noqa: S314 (it is our own)
-
-
-def test_the_files_are_up_to_date() -> None:
-    assert quoted.main(["--check"]) == 0
-
-
-def test_a_file_that_somebody_changed_is_named_and_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "README.md"
-    page.write_text("a\n<!-- figures: glance -->\n28 ns, typed\n<!-- end of figures -->\nb\n")
-    (tmp_path / "docs").mkdir()
-    monkeypatch.setattr(quoted, "_ROOT", tmp_path)
-    monkeypatch.setattr(quoted, "PAGES", (page,))
-    assert quoted.main(["--check"]) == 1
-    assert "README.md is outdated: make docs" in capsys.readouterr().err
-    assert quoted.main([]) == 0
-    assert quoted.main(["--check"]) == 0
-    text = page.read_text()
-    assert "typed" not in text
-    assert text.startswith("a\n<!-- figures: glance -->\n\n|")
-    assert text.endswith("|\n\n<!-- end of figures -->\nb\n")
 
 
 def test_a_block_that_nobody_makes_is_an_error() -> None:
