@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from agent import __version__
@@ -33,7 +32,7 @@ from agent.logs import get_logger, log_listener
 from agent.metrics import collector
 from agent.metrics.observer import AgentFacts
 from agent.model import Config, KernelHeaders
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, Signals, catch_signals, feed_watchdog
 from agent.page.server import PageServer
 from agent.state.sources import SourceState
 
@@ -41,12 +40,6 @@ log = get_logger()
 
 _READY, _STOPPING = "ready", "stopping"  # events that show the next agent how this one ended
 _LOOK_S = 1.0  # interval of the checks of our files in /run
-
-
-@dataclass(frozen=True, slots=True)
-class _Signals:
-    stop: asyncio.Event
-    hangup: asyncio.Event
 
 
 async def run(path: Path, host_headers: bool = False) -> None:
@@ -57,7 +50,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     The data plane goes on unchanged afterwards. Raises SteelyardError if the agent cannot start;
     nothing was changed then.
     """
-    signals = _signals()  # first, so that a signal during the start takes effect after it
+    signals = catch_signals()  # first, so that a signal during the start takes effect after it
     require_root()
     config = boot(path).loaded.config
     check_host(config)
@@ -70,7 +63,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
 
 
 async def _run_locked(
-    path: Path, host_headers: bool, signals: _Signals, locks: InstanceLocks
+    path: Path, host_headers: bool, signals: Signals, locks: InstanceLocks
 ) -> None:
     begun = boot(path)
     journal = Journal(begun.loaded.config.state_dir, begun.loaded.config.name)
@@ -89,7 +82,7 @@ async def _run_logged(
     path: Path,
     begun: Boot,
     host_headers: bool,
-    signals: _Signals,
+    signals: Signals,
     locks: InstanceLocks,
     journal: Journal,
 ) -> None:
@@ -165,7 +158,7 @@ async def _serve(
     server: ApiServer,
     page: PageServer,
     notifier: Notifier,
-    signals: _Signals,
+    signals: Signals,
     locks: InstanceLocks,
     journal: Journal,
     audit: AuditLog,
@@ -239,15 +232,6 @@ def _readable(path: Path) -> str:
         return read_text(path)
     except ConfigError:
         return ""
-
-
-def _signals() -> _Signals:
-    signals = _Signals(asyncio.Event(), asyncio.Event())
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
-    loop.add_signal_handler(signal.SIGINT, signals.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
-    return signals
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:

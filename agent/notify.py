@@ -1,15 +1,17 @@
-"""Owns the notifications to the service manager: systemd's protocol, without libsystemd.
+"""Owns what a process and its service manager tell each other: signals, and notifications by
+systemd's protocol, without libsystemd.
 
-See sd_notify(3). Without NOTIFY_SOCKET every call does nothing.
+See sd_notify(3). Without NOTIFY_SOCKET every notification does nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -73,6 +75,51 @@ class Notifier:
         except OSError as error:
             # Balancing matters more than notifications, so this is not raised.
             log.warning("notify_failed", socket=self.address, error=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the process was told: to stop (SIGTERM, SIGINT), to reload (SIGHUP)."""
+
+    stop: asyncio.Event
+    hangup: asyncio.Event
+
+
+def catch_stop() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set from now on, instead of ending the process."""
+    return _set_by(signal.SIGTERM, signal.SIGINT)
+
+
+def catch_signals() -> Signals:
+    """Return the events of a process that reloads; from now on no signal of these ends it."""
+    return Signals(catch_stop(), _set_by(signal.SIGHUP))
+
+
+def _set_by(*numbers: signal.Signals) -> asyncio.Event:
+    event, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, event.set)
+    return event
+
+
+async def work_until(
+    stop: asyncio.Event, notifier: Notifier, work: Mapping[str, Coroutine[None, None, None]]
+) -> None:
+    """Notify that the process is ready, work, and feed the watchdog until ``stop`` is set.
+
+    ``work``: what runs meanwhile, by the name of its task. It is cancelled then.
+    """
+    notifier.ready()
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(each, name=name)
+            for name, each in {**work, "watchdog": feed_watchdog(notifier)}.items()
+        ]
+        await stop.wait()
+        notifier.stopping()
+        log.info("stopping")
+        for task in tasks:
+            task.cancel()
 
 
 async def feed_watchdog(notifier: Notifier) -> None:

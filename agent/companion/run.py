@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from agent.errors import ConfigError, NetworkError, SteelyardError
 from agent.logs import get_logger
 from agent.model import Address, Network
 from agent.network.vips import Vips
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, catch_stop, work_until
 
 log = get_logger()
 
@@ -169,10 +168,7 @@ async def run(settings: Settings) -> None:
     """Set up, and serve until SIGTERM or SIGINT."""
     require_root()
     companion = Companion(settings)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = catch_stop()
     await companion.set_up()
     registry = CollectorRegistry()
     registry.register(_Metrics(companion))
@@ -189,17 +185,8 @@ async def run(settings: Settings) -> None:
     notifier = Notifier.from_environment(os.environ, os.getpid())
     names = ", ".join(companion.keys.names)
     log.info("ready", interfaces=settings.interfaces, port=listening.port, keys=names)
-    notifier.ready()
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(companion.keep(), name="keep"),
-                group.create_task(feed_watchdog(notifier), name="watchdog"),
-            ]
-            await stop.wait()
-            notifier.stopping()
-            for task in tasks:
-                task.cancel()
+        await work_until(stop, notifier, {"keep": companion.keep()})
     finally:
         await listening.stop()
 

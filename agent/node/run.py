@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable, Sequence
 
 from agent.errors import SteelyardError
@@ -18,7 +17,7 @@ from agent.node.reading import GpuReading, HostReading, NodeReading, merged
 from agent.node.sampler import Sampler
 from agent.node.settings import Check, Settings
 from agent.node.verdict import ServerState, Verdict, mean_clock_shares, verdict, worth_logging
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, catch_stop, work_until
 
 log = get_logger()
 
@@ -67,10 +66,7 @@ class Node:
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ListenError when it cannot."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = catch_stop()
     node = _node(settings.interval_s)
     node.start()
     try:
@@ -95,17 +91,8 @@ async def serve(settings: Settings, node: Node, stop: asyncio.Event, notifier: N
         ]
         await node.host_tried()  # once READY is sent, the page must have the host on it
         log.info("ready", host=settings.host, metrics=port, agent_checks=ports)
-        notifier.ready()
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_report(node, settings.interval_s, notifier), name="report"),
-                group.create_task(feed_watchdog(notifier), name="watchdog"),
-            ]
-            await stop.wait()
-            notifier.stopping()
-            log.info("stopping")
-            for task in tasks:
-                task.cancel()
+        report = _report(node, settings.interval_s, notifier)
+        await work_until(stop, notifier, {"report": report})
     finally:
         for server in checks:
             await server.stop()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from agent import guarded
 from agent.api.listen import listen_tcp
 from agent.errors import SteelyardError
 from agent.logs import get_logger
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, catch_stop, work_until
 from agent.remote import tls
 from agent.remote.forward import Forwarder
 from agent.remote.tls import Settings
@@ -139,24 +138,12 @@ class Remote:
 
 async def run(path: Path) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = catch_stop()
     notifier = Notifier.from_environment(os.environ, os.getpid())
     remote = Remote(path)
     try:
         await remote.look()
-        notifier.ready()
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_keep(remote), name="settings"),
-                group.create_task(feed_watchdog(notifier), name="watchdog"),
-            ]
-            await stop.wait()
-            notifier.stopping()
-            for task in tasks:
-                task.cancel()
+        await work_until(stop, notifier, {"settings": _keep(remote)})
     finally:
         await remote.close()
 

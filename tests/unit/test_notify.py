@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
 from dataclasses import replace
 
 import pytest
 
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, catch_signals, catch_stop, feed_watchdog, work_until
 
 
 @contextlib.contextmanager
@@ -101,6 +102,57 @@ def test_a_watchdog_is_fed_from_the_start_and_without_one_there_is_nothing_to_do
         asyncio.run(feed(replace(notifier, watchdog_s=60.0)))
     assert received(sock) == ["WATCHDOG=1"]
     asyncio.run(feed(notifier))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_work_goes_on_until_a_signal_and_is_cancelled_then(heard, number):
+    sock, notifier = heard
+    ended = []
+
+    async def works():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.extend(received(sock) for _ in range(3))
+
+    async def process():
+        stop = catch_stop()
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+        async with asyncio.timeout(60):
+            await work_until(stop, replace(notifier, watchdog_s=60.0), {"it": works()})
+
+    asyncio.run(process())
+    assert ended == [["READY=1"], ["WATCHDOG=1"], ["STOPPING=1"]]
+
+
+def test_work_that_fails_ends_the_process(heard):
+    _, notifier = heard
+
+    async def fails():
+        raise OSError("no more")
+
+    async def process():
+        async with asyncio.timeout(60):
+            await work_until(asyncio.Event(), notifier, {"it": fails()})
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(process())
+    assert [str(error) for error in caught.value.exceptions] == ["no more"]
+
+
+def test_a_hangup_does_not_stop_a_process_that_reloads():
+    async def process():
+        signals = catch_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(60):
+            await signals.hangup.wait()
+        return signals.stop.is_set()
+
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        assert not asyncio.run(process())
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from agent.api.listen import listen_unix
@@ -20,15 +20,9 @@ from agent.failover.process.team import Team
 from agent.failover.times import LOOK_S, TASK_AGAIN_S
 from agent.lock import FailoverLock
 from agent.logs import get_logger
-from agent.notify import Notifier, feed_watchdog
+from agent.notify import Notifier, Signals, catch_signals, feed_watchdog
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Signals:
-    stop: asyncio.Event
-    hangup: asyncio.Event
 
 
 async def run(path: Path, standing: realtime.Standing) -> None:
@@ -60,7 +54,7 @@ async def _run_locked(
     standing: realtime.Standing,
     orders: Orders,
     control_socket: control.ControlSocket,
-    signals: _Signals,
+    signals: Signals,
     lock: FailoverLock,
 ) -> None:
     for refused in standing.refused:
@@ -146,11 +140,7 @@ async def _reload_on(hangup: asyncio.Event, team: Team) -> None:
             continue  # it is logged, and the status shows it
 
 
-def _signals() -> _Signals:
-    signals = _Signals(asyncio.Event(), asyncio.Event())
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, signals.stop.set)
-    loop.add_signal_handler(signal.SIGINT, signals.stop.set)
-    loop.add_signal_handler(signal.SIGHUP, signals.hangup.set)
+def _signals() -> Signals:
+    signals = catch_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked since the start
     return signals
