@@ -39,6 +39,22 @@ def openssl(*words: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def self_signed(folder: Path, stem: str, name: str, subject: str | None = None) -> Pair:
+    """Make a certificate for a host that signs itself, good for two days."""
+    made = Pair(folder / f"{stem}.pem", folder / f"{stem}.key")
+    openssl("req", "-x509", *_NEW_KEY, "-days", "2", "-subj", subject or f"/CN={name}",
+            "-addext", f"subjectAltName=DNS:{name}", "-keyout", made.key,
+            "-out", made.certificate)  # fmt: skip
+    return made
+
+
+def server_context(pair: Pair) -> ssl.SSLContext:
+    """Return what a server needs that has this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pair)
+    return context
+
+
 def client_context(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
     """Return what a client needs that trusts an authority and has a certificate, or none."""
     context = ssl.create_default_context(cafile=authority.certificate)

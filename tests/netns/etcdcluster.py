@@ -19,6 +19,7 @@ import pytest
 
 from agent.model import Etcd
 from lbctl.lab import netns
+from tests.pki import Authority
 
 _NUMBERS = itertools.count()  # of the clusters that a process has started
 CLIENT_PORT, PEER_PORT = 2379, 2380
@@ -234,21 +235,8 @@ def cluster_in(
 
 def certificates(folder: Path, hosts: Sequence[str] = LOOPBACK) -> Path:
     """Make a CA, and signed by it: ``server``, ``client`` without a CN, ``named`` with a CN."""
-    _openssl("req", "-x509", *_NEW_KEY, "-days", "2", "-subj", "/CN=ca", "-keyout",
-             folder / "ca.key", "-out", folder / "ca.pem")  # fmt: skip
-    names = folder / "names"
-    names.write_text("subjectAltName=" + ",".join(f"IP:{host}" for host in hosts))
+    authority = Authority(folder)
+    names = "subjectAltName=" + ",".join(f"IP:{host}" for host in hosts)
     for name, subject in (("server", "/O=etcd"), ("client", "/O=steelyard"), ("named", "/CN=root")):
-        key, request = folder / f"{name}.key", folder / f"{name}.csr"
-        _openssl("req", *_NEW_KEY, "-subj", subject, "-keyout", key, "-out", request)
-        _openssl("x509", "-req", "-in", request, "-CA", folder / "ca.pem", "-CAkey",
-                 folder / "ca.key", "-CAcreateserial", "-days", "2", "-extfile", names,
-                 "-out", folder / f"{name}.pem")  # fmt: skip
+        authority.issue(name, subject, names)
     return folder
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def _openssl(*words: object) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)

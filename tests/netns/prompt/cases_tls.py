@@ -155,7 +155,7 @@ def grpc_stream(door: Door) -> list[Talk]:
 @CASES.enter(server=Server.RPC_TLS, control=CONTROL)
 def grpc_over_tls(door: Door) -> list[Talk]:
     calls = _calls(door, 0, 900, delay_ms=400)
-    ca = str(door.folder / "prompt.crt")
+    ca = str(door.folder / "prompt.pem")
     assert clients.rpc(door, "Unary", calls, linger_ms=600, ca=ca) == 2
     return [Talk((0, 1))]
 

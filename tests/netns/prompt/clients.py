@@ -107,7 +107,7 @@ def vanish(connection: socket.socket) -> None:
 
 def tls_context(door: Door) -> ssl.SSLContext:
     """A client's context that trusts the door's certificate."""
-    return ssl.create_default_context(cafile=str(door.folder / "prompt.crt"))
+    return ssl.create_default_context(cafile=str(door.folder / "prompt.pem"))
 
 
 def over_tls(

@@ -5,10 +5,11 @@ nginx runs under its own folder, as a process of the lab, and touches nothing of
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.pki import Pair, self_signed
 
 SERVER_NAME = "prompt.test"
 
@@ -64,20 +65,9 @@ def _server(front: Front, upstream: int) -> str:
     return _SERVER.format(listens=listens, more=more, upstream=upstream)
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
+def make_certificate(folder: Path) -> Pair:
     """A certificate that signs itself, and its key."""
-    certificate, key = folder / "prompt.crt", folder / "prompt.key"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", f"/CN={SERVER_NAME}"),
-            *("-addext", f"subjectAltName=DNS:{SERVER_NAME}"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
+    return self_signed(folder, "prompt", SERVER_NAME)
 
 
 def write_config(

@@ -104,14 +104,14 @@ def ask(access: Access, tls: ssl.SSLContext) -> str:
 @pytest.fixture
 def demanding(certificate: Path) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 def test_a_client_certificate_is_presented(certificate: Path, demanding: ssl.SSLContext):
-    key = certificate.with_name("key.pem")
+    key = certificate.with_suffix(".key")
     by_path = replace(
         HTTP, ca=certificate, server_name="localhost", certificate=certificate, key=key
     )
@@ -123,7 +123,7 @@ def test_a_client_certificate_is_presented(certificate: Path, demanding: ssl.SSL
 def test_the_name_in_the_certificate_is_checked_unless_the_file_says_insecure(
     certificate: Path, demanding: ssl.SSLContext
 ):
-    proof = {"certificate": certificate, "key": certificate.with_name("key.pem")}
+    proof = {"certificate": certificate, "key": certificate.with_suffix(".key")}
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
         ask(replace(HTTP, ca=certificate, server_name="other", **proof), demanding)
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
@@ -147,7 +147,7 @@ def test_what_is_no_ca_certificate_is_refused(ca: bytes, tmp_path: Path):
 
 
 def test_a_client_certificate_that_cannot_be_used_is_refused(certificate: Path, tmp_path: Path):
-    key = certificate.with_name("key.pem")
+    key = certificate.with_suffix(".key")
     encrypted = tmp_path / "encrypted.pem"
     command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:a"]
     subprocess.run([*command, "-out", str(encrypted)], check=True, capture_output=True)
@@ -177,7 +177,7 @@ def test_a_command_prints_the_token():
 def test_a_command_prints_a_certificate(certificate: Path, demanding: ssl.SSLContext):
     proof = {
         "clientCertificateData": certificate.read_text(),
-        "clientKeyData": certificate.with_name("key.pem").read_text(),
+        "clientKeyData": certificate.with_suffix(".key").read_text(),
     }
     access = replace(
         HTTP, ca=certificate, server_name="localhost", command=prints(credential(**proof))

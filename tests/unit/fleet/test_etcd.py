@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
@@ -22,6 +21,7 @@ from agent.errors import CompactedError, LeaseLostError, StoreError, UncertainEr
 from agent.fleet import gateway
 from agent.fleet.etcd import Change, Client, Listing, Row
 from agent.model import Etcd
+from tests.pki import self_signed
 
 PREFIX = "/steelyard/prod/"
 HEADER = {"cluster_id": "9", "member_id": "7", "revision": "41", "raft_term": "2"}
@@ -543,20 +543,12 @@ def test_a_password_file_that_cannot_be_used(
 # -- TLS
 
 
-def openssl(*words: object) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two self-signed certificates for localhost, each with its key."""
     folder: Path = tmp_path_factory.mktemp("tls")
     for name in ("etcd", "other"):
-        openssl(
-            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-            "-days", "2", "-subj", "/O=steelyard", "-addext", "subjectAltName=DNS:localhost",
-            "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem",
-        )  # fmt: skip
+        self_signed(folder, name, "localhost", subject="/O=steelyard")
     return folder
 
 

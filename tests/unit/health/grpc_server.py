@@ -24,7 +24,7 @@ def _port(server: grpc.Server) -> int:
     certificate = Path(sys.argv[-1])
     if certificate.suffix != ".pem":
         return server.add_insecure_port("127.0.0.1:0")
-    pair = certificate.with_name("key.pem").read_bytes(), certificate.read_bytes()
+    pair = certificate.with_suffix(".key").read_bytes(), certificate.read_bytes()
     return server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
 
 

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import re
 import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +21,7 @@ from agent.page import server
 from agent.page.server import MOST_TRACES, PageServer, page
 from agent.state.events import Event, EventKind
 from agent.state.queries import ListQuery, SortBy
+from tests.pki import Pair, self_signed
 from tests.unit.api.conftest import FakeControl
 
 TOKEN = "0123456789abcdef"  # noqa: S105 (a test's)
@@ -77,23 +77,10 @@ def basic(password: str) -> str:
     return f"Basic {base64.b64encode(f'me:{password}'.encode()).decode()}"
 
 
-def certificate(folder: Path, name: str = "lb.example") -> tuple[Path, Path]:
-    pem, key = folder / "page.pem", folder / "page.key"
-    what = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command = ["openssl", *what, "-subj", f"/CN={name}", "-out", pem, "-keyout", key]
-    subprocess.run(command, check=True, capture_output=True)
-    key.chmod(0o600)
-    return pem, key
+def certificate(folder: Path, name: str = "lb.example") -> Pair:
+    made = self_signed(folder, "page", name)
+    made.key.chmod(0o600)
+    return made
 
 
 def token_file(folder: Path) -> Path:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from agent.model import Telemetry, TelemetryKind
 from agent.telemetry.report import AgentCheck, AgentState, EngineReport, Failure
+from tests.pki import self_signed, server_context
 from tests.unit.telemetry.scraped import FAST, IMPATIENT, Engine, Serve, page, request, scrape
 
 TGI = b"tgi_batch_current_size 4\ntgi_queue_size 6\n"
@@ -191,17 +190,7 @@ def test_a_refused_connection_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def server_tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    folder: Path = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-subj", "/CN=gpu", "-days", "2", "-keyout", folder / "key",
-         "-out", folder / "cert"],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
-    return context
+    return server_context(self_signed(tmp_path_factory.mktemp("tls"), "server", "gpu"))
 
 
 def test_a_page_is_read_over_tls(server_tls: ssl.SSLContext) -> None:
