@@ -91,7 +91,7 @@ def catch_stop() -> asyncio.Event:
 
 
 def catch_signals() -> Signals:
-    """Return the events of a process that reloads; from now on no signal of these ends it."""
+    """Return the events of a process that reloads; from now on none of these signals ends it."""
     return Signals(catch_stop(), _set_by(signal.SIGHUP))
 
 
@@ -105,9 +105,10 @@ def _set_by(*numbers: signal.Signals) -> asyncio.Event:
 async def work_until(
     stop: asyncio.Event, notifier: Notifier, work: Mapping[str, Coroutine[None, None, None]]
 ) -> None:
-    """Notify that the process is ready, work, and feed the watchdog until ``stop`` is set.
+    """Notify that the process is ready; do its work and feed the watchdog until ``stop`` is set.
 
-    ``work``: what runs meanwhile, by the name of its task. It is cancelled then.
+    ``work``: what runs until then, by the names of the tasks, which are cancelled. A task that
+    fails ends the others, and its error is raised in an ExceptionGroup.
     """
     notifier.ready()
     async with asyncio.TaskGroup() as group:

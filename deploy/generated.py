@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, text in differing(maker()).items():
             name = os.path.relpath(path)
             if check:
-                click.echo(f"{name} is outdated\n  remedy: make docs", err=True)
+                problem = "is left over" if text is None else "is outdated"
+                click.echo(f"{name} {problem}\n  remedy: make docs", err=True)
                 status = 1
             elif text is None:
                 path.unlink()

@@ -40,7 +40,7 @@ def openssl(*words: object) -> None:
 
 
 def self_signed(folder: Path, stem: str, name: str, subject: str | None = None) -> Pair:
-    """Make a certificate for a host that signs itself, good for two days."""
+    """Make a self-signed certificate for the host ``name``, valid for two days."""
     made = Pair(folder / f"{stem}.pem", folder / f"{stem}.key")
     openssl("req", "-x509", *_NEW_KEY, "-days", "2", "-subj", subject or f"/CN={name}",
             "-addext", f"subjectAltName=DNS:{name}", "-keyout", made.key,

@@ -112,8 +112,7 @@ class Pair:
         node = node_of(dataplane, contents, self.mastership.is_behind)
 
         def flows(peer: Address) -> Exchange:
-            slots = len(dataplane.tables.flows)
-            exchange = Exchange(node, Kept.of(dataplane.pins, peer, slots))
+            exchange = Exchange(node, Kept.of(dataplane.pins, peer, len(dataplane.tables.flows)))
             self._exchanges[peer] = exchange
             return exchange
 

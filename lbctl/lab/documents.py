@@ -36,7 +36,7 @@ def agent_document(lab: Lab, balancer: Node) -> dict[str, object]:
                 "interval": "500ms",
                 "timeout": "500ms",
                 "rise": 2,
-                "fall": 4,  # servers of a lab share the CPUs of a busy host
+                "fall": 2,
             },
         },
         "services": [_service_document(lab, service) for service in lab.services],

@@ -38,9 +38,12 @@ def wait_until(what: str, condition: Any, timeout_s: float = 90.0) -> None:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether all threads of a process are stopped: proc_pid_stat(5)."""
-    files = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(file.read_text().rpartition(")")[2].split()[0] == "T" for file in files)
+    """Whether all threads of a process are stopped (proc_pid_stat(5))."""
+    try:
+        files = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return bool(files) and all(file.rpartition(")")[2].split()[0] == "T" for file in files)
 
 
 class Load(dict[str, Any]):
@@ -186,7 +189,7 @@ def assert_unharmed(load: Load) -> None:
 
 @contextlib.contextmanager
 def site(
-    services: Callable[[Lab], list[dict[str, Any]]] | None = None, **options: Any
+    services: Callable[[Lab], list[dict[str, Any]]] = lambda _: [], **options: Any
 ) -> Iterator[Site]:
     """Build a lab, give it to a test, remove it; with native XDP, as network cards have it.
 
@@ -195,7 +198,7 @@ def site(
     """
     lab = Lab(**{"hook": Hook.NATIVE} | options)
     build.down(lab.name, lambda _text: None)
-    with _configured(services) if services else contextlib.nullcontext():
+    with _configured(services):
         build.up(lab, build.Owner(), lambda _text: None)
     try:
         yield Site(lab)
@@ -206,11 +209,14 @@ def site(
 
 @contextlib.contextmanager
 def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[None]:
-    """Agents of labs that are built meanwhile have these services, too."""
+    """Agents of labs that are built meanwhile have these services, too, and are more patient: on a
+    busy host, a server that is well may be late twice in a row.
+    """
     own = documents.agent_document
 
     def document(lab: Lab, balancer: Node) -> dict[str, Any]:
         made: dict[str, Any] = own(lab, balancer)
+        made["defaults"]["health"]["fall"] = 4
         return made | {"services": made["services"] + services(lab)}
 
     def await_backends(lab: Lab, balancer: Node, wanted: int) -> None:

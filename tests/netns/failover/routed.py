@@ -204,7 +204,7 @@ class Routed:
 
 
 def frames_to_vips(heard: socket.socket) -> int:
-    """How many frames for the VIPs the router has sent by a tapped cable so far.
+    """How many frames for the VIPs the router has sent over a tapped cable so far.
 
     A balancer sends some, too: to its backends, also when it only checks whether they answer.
     """

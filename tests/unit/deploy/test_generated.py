@@ -33,7 +33,7 @@ def test_what_differs_is_named_and_written_anew_and_what_is_left_over_is_removed
     before = {path: path.read_text() for path in tmp_path.iterdir()}
     assert generated.main(["--check"]) == 1
     named = capsys.readouterr().err.splitlines()
-    assert named[::2] == ["changed is outdated", "missing is outdated", "gone is outdated"]
+    assert named[::2] == ["changed is outdated", "missing is outdated", "gone is left over"]
     assert set(named[1::2]) == {"  remedy: make docs"}
     assert {path: path.read_text() for path in tmp_path.iterdir()} == before
     assert generated.main([]) == 0
