@@ -25,6 +25,7 @@ MOST_CONNECTIONS = 64
 MOST_OF_A_SOURCE = 8
 HEAD_S = 5.0  # time to send all of a request's head
 SHUTDOWN_S = 2.0
+LINGER_S = 2.0  # for connections whose certificates were replaced: what they have begun goes on
 READ_S = 30.0  # time in which a client has to read on while an answer waits to be sent
 _HEAD_ENDS = b"\r\n\r\n"
 
@@ -68,7 +69,7 @@ class Guarded:
         self.held: Counter[str] = Counter()  # connections by source
 
     def __call__(self) -> asyncio.Protocol:
-        return _Connection(self)
+        return _Connection(self, self.make)
 
     def has_room(self, source: str) -> bool:
         limits = self.limits
@@ -78,8 +79,9 @@ class Guarded:
 class _Connection(asyncio.Protocol):
     """One connection; it reaches the server only if ``Guarded`` has room for it."""
 
-    def __init__(self, guarded: Guarded) -> None:
+    def __init__(self, guarded: Guarded, make: Callable[[], asyncio.Protocol]) -> None:
         self._guarded = guarded
+        self._make = make
         self._inner: asyncio.Protocol | None = None
         self._source: str | None = None  # None: it has no limits
         self._transport: asyncio.Transport | None = None
@@ -95,7 +97,7 @@ class _Connection(asyncio.Protocol):
                 transport.abort()
                 return
             self._guarded.held[source] += 1
-        self._transport, self._inner = transport, self._guarded.make()
+        self._transport, self._inner = transport, self._make()
         self._inner.connection_made(transport)
         self._wait()
 
@@ -160,92 +162,153 @@ class _Connection(asyncio.Protocol):
 type Refused = Callable[[str, OSError], None]  # a source, and why it did not get in
 
 
-async def serve_tls(
-    guarded: Guarded, sock: socket.socket, context: ssl.SSLContext, refused: Refused | None = None
-) -> None:
-    """Accept TLS connections until cancelled.
+class _Entrance:
+    """What a TLS connection needs to come in: a context, and the server behind it.
+
+    ``greeting``: handshakes that are under way.
+    """
+
+    def __init__(self, runner: web.AppRunner, context: ssl.SSLContext) -> None:
+        self.runner = runner
+        self.make = _server(runner)
+        self.context = context
+        self.greeting: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Let requests in progress end, and nobody in any more."""
+        for task in self.greeting:
+            task.cancel()
+        await self.runner.cleanup()
+
+
+class TlsListening:
+    """A listener that anybody can reach over TLS, with its server.
 
     Connections whose handshake is under way count towards the limits, too, because they hold
-    descriptors and can come from anybody.
+    descriptors and can come from anybody. ``refused`` is told whose handshake has failed.
     """
-    loop = asyncio.get_running_loop()
-    under_way: Counter[str] = Counter()
-    tasks: set[asyncio.Task[None]] = set()
 
-    async def greet(connection: socket.socket, source: str) -> None:
-        try:
-            await loop.connect_accepted_socket(
-                guarded, connection, ssl=context, ssl_handshake_timeout=HEAD_S
-            )
-        except OSError as error:  # ssl.SSLError, too: the client does not speak TLS, or has left
-            connection.close()
-            if refused is not None:
-                refused(source, error)
-        finally:
-            under_way[source] -= 1
+    def __init__(
+        self,
+        sock: socket.socket,
+        runner: web.AppRunner,
+        context: ssl.SSLContext,
+        limits: Limits | None = None,
+        refused: Refused | None = None,
+    ) -> None:
+        self._sock = sock
+        self._entrance = _Entrance(runner, context)
+        self._guarded = Guarded(self._entrance.make, limits=limits)
+        self._refused = refused
+        self._under_way: Counter[str] = Counter()  # handshakes by source
+        self._closing: dict[asyncio.Task[None], _Entrance] = {}
+        self._accepting = asyncio.create_task(self._accept())
 
-    try:
+    async def renew(self, app: web.Application, context: ssl.SSLContext) -> None:
+        """Let new connections come in by another context, without a moment in which none can.
+
+        Those that there are, and handshakes that have begun, end after ``LINGER_S``: a client that
+        is about to send its request gets an answer, and one whose certificate was revoked does not
+        stay.
+        """
+        serving = runner(app, SHUTDOWN_S)
+        await serving.setup()
+        former, self._entrance = self._entrance, _Entrance(serving, context)
+        task = asyncio.create_task(_close_later(former))
+        self._closing[task] = former
+        task.add_done_callback(lambda done: self._closing.pop(done, None))
+
+    async def stop(self) -> None:
+        """Accept no more requests, and let those in progress end."""
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])  # the socket may get another listener at once
+        former = tuple(self._closing.values())
+        for task in tuple(self._closing):
+            task.cancel()
+        await asyncio.gather(*(each.close() for each in (self._entrance, *former)))
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, peer = await loop.sock_accept(sock)
+                connection, peer = await loop.sock_accept(self._sock)
             except OSError:  # for example because no descriptor is free
                 await asyncio.sleep(0.1)
                 continue
             source = str(peer[0])
-            limits = guarded.limits
-            most = under_way.total() + guarded.held.total() >= limits.most
-            if most or under_way[source] + guarded.held[source] >= limits.of_a_source:
+            if not self._has_room(source):
                 connection.close()
                 continue
             connection.setblocking(False)
-            under_way[source] += 1
-            under_way += Counter()  # drop sources without handshakes
-            task = asyncio.create_task(greet(connection, source))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-    finally:
-        for task in tasks:
-            task.cancel()
+            self._under_way[source] += 1
+            self._under_way += Counter()  # drop sources without handshakes
+            entrance = self._entrance
+            task = asyncio.create_task(self._greet(entrance, connection, source))
+            entrance.greeting.add(task)
+            task.add_done_callback(entrance.greeting.discard)
+
+    def _has_room(self, source: str) -> bool:
+        limits, held, greeting = self._guarded.limits, self._guarded.held, self._under_way
+        return (
+            greeting.total() + held.total() < limits.most
+            and greeting[source] + held[source] < limits.of_a_source
+        )
+
+    async def _greet(self, entrance: _Entrance, connection: socket.socket, source: str) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _Connection(self._guarded, entrance.make), connection,
+                ssl=entrance.context, ssl_handshake_timeout=HEAD_S,
+            )  # fmt: skip
+        except OSError as error:  # ssl.SSLError, too: the client does not speak TLS, or has left
+            connection.close()
+            if self._refused is not None:
+                self._refused(source, error)
+        finally:
+            self._under_way[source] -= 1
+
+
+async def _close_later(entrance: _Entrance) -> None:
+    await asyncio.sleep(LINGER_S)
+    await entrance.close()
 
 
 class Listening:
     """A listener that anybody can reach, with its server."""
 
-    def __init__(
-        self, runner: web.AppRunner, listener: asyncio.Server | asyncio.Task[None], port: int
-    ) -> None:
+    def __init__(self, runner: web.AppRunner, listener: asyncio.Server, port: int) -> None:
         self._runner = runner
         self._listener = listener
         self.port = port
 
     async def stop(self) -> None:
         """Accept no more requests, and let those in progress end."""
-        if isinstance(self._listener, asyncio.Task):
-            self._listener.cancel()
-            await asyncio.wait([self._listener])  # the socket may get another listener at once
-        else:
-            self._listener.close()
+        self._listener.close()
         await self._runner.cleanup()
 
 
-async def serve(
+async def serve_tls(
     app: web.Application,
     sock: socket.socket,
-    tls: ssl.SSLContext | None = None,
+    context: ssl.SSLContext,
     limits: Limits | None = None,
     refused: Refused | None = None,
-) -> Listening:
-    """Serve an application to anybody, on a listening socket.
+) -> TlsListening:
+    """Serve an application over TLS to anybody, on a listening socket.
 
     ``refused`` is told whose handshake has failed.
     """
     serving = runner(app, SHUTDOWN_S)
-    held = await _held(serving, limits)
-    port = int(sock.getsockname()[1])
-    if tls is not None:
-        return Listening(serving, asyncio.create_task(serve_tls(held, sock, tls, refused)), port)
-    listener = await asyncio.get_running_loop().create_server(held, sock=sock)
-    return Listening(serving, listener, port)
+    await serving.setup()
+    return TlsListening(sock, serving, context, limits, refused)
+
+
+async def serve(app: web.Application, sock: socket.socket) -> Listening:
+    """Serve an application to anybody, on a listening socket."""
+    serving = runner(app, SHUTDOWN_S)
+    await serving.setup()
+    listener = await asyncio.get_running_loop().create_server(Guarded(_server(serving)), sock=sock)
+    return Listening(serving, listener, int(sock.getsockname()[1]))
 
 
 async def listen(app: web.Application, host: str, port: int) -> Listening:
@@ -254,10 +317,10 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
     Raises ListenError if the port is taken.
     """
     serving = runner(app, SHUTDOWN_S)
-    held = await _held(serving)
+    await serving.setup()
     try:
         listener = await asyncio.get_running_loop().create_server(
-            held, None if host == ANYWHERE else host, port
+            Guarded(_server(serving)), None if host == ANYWHERE else host, port
         )
     except OSError as error:
         await serving.cleanup()
@@ -269,11 +332,10 @@ async def listen(app: web.Application, host: str, port: int) -> Listening:
     return Listening(serving, listener, int(listener.sockets[0].getsockname()[1]))
 
 
-async def _held(serving: web.AppRunner, limits: Limits | None = None) -> Guarded:
-    await serving.setup()
-    server = serving.server
-    assert server is not None  # noqa: S101 (setup created it)
-    return Guarded(server, limits=limits)
+def _server(runner: web.AppRunner) -> web.Server:
+    """Return the server of a runner that was set up."""
+    assert runner.server is not None  # noqa: S101 (setup created it)
+    return runner.server
 
 
 def runner(app: web.Application, shutdown_s: float) -> web.AppRunner:

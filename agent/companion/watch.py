@@ -151,8 +151,8 @@ class Companions:
         wanted = self._addresses()
         if config is None or not wanted:
             return
-        self._write_secret(config, await _mtu(config.interface))
         before = (self._keys, dict(self._answers))
+        keys = self._read_keys(config)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         # The connector's limit is not used, because the wait for a turn would count towards the
@@ -165,26 +165,28 @@ class Companions:
                     return await self._ask(session, address, config.companion_port)
 
             answers = await asyncio.gather(*map(ask, wanted))
+        mtu = await _mtu(config.interface)
+        # All at once, because a pass may come while we ask: a server that took a new key since it
+        # was last asked would seem to lack it.
+        self._keys = keys
         for address, answer in zip(wanted, answers, strict=True):
             self._take(address, answer)
+        row = packed(keys, wall_ahead_ns(), mtu)
+        self._dataplane.tables.cookie_secret.view("u1")[:] = bytearray(row)
         if _verdicts(before[1]) != _verdicts(self._answers) or before[0] != self._keys:
             self._wake()
 
-    def _write_secret(self, config: Config, mtu: int) -> None:
-        """Read the keys, and write them with the offset of the wall clock for the packet path.
-
-        The packet path cannot read the wall clock itself.
-        """
-        path, problem = config.companion_key_file, ""
+    def _read_keys(self, config: Config) -> Keys | None:
+        """Return the keys in the file, or the last good ones, as it may be half written."""
+        path, keys, problem = config.companion_key_file, self._keys, ""
         try:
-            self._keys = read_keys(path) if path else None
+            keys = read_keys(path) if path else None
         except SteelyardError as error:
-            problem = str(error)  # the last good keys stay, as the file may be half written
+            problem = str(error)
         if problem and problem != self._key_problem:
             log.error("the key of SYN cookies", problem=problem)
         self._key_problem = problem
-        row = packed(self._keys, wall_ahead_ns(), mtu)
-        self._dataplane.tables.cookie_secret.view("u1")[:] = bytearray(row)
+        return keys
 
     async def _ask(self, session: aiohttp.ClientSession, address: Address, port: int) -> Answer:
         host = f"[{address}]" if address.version == 6 else str(address)

@@ -68,7 +68,7 @@ class PageServer:
         self._tls: ssl.SSLContext | None = None
         self._tls_files: tuple[float, ...] = ()  # modification times of the certificate and its key
         self._port: socket.socket | None = None
-        self._listening: guarded.Listening | None = None
+        self._listening: guarded.Listening | guarded.TlsListening | None = None
         self._logged_at: dict[str, float] = {}  # when each event was last logged
         self._suppressed: Counter[str] = Counter()  # how often it was suppressed since then
         self._page = self._policy = ""  # empty until started
@@ -110,7 +110,10 @@ class PageServer:
             self._tls = tls
         self._port = listen.listen_tcp(asked.listen, "the status page", "status_page.listen")
         self.address = self._port.getsockname()[:2]
-        self._listening = await guarded.serve(self._app(), self._port, self._tls)
+        if self._tls is None:
+            self._listening = await guarded.serve(self._app(), self._port)
+        else:
+            self._listening = await guarded.serve_tls(self._app(), self._port, self._tls)
         log.info(
             "the status page is served",
             listening=self.address,

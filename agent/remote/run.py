@@ -38,7 +38,7 @@ class Remote:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._forwarder = Forwarder(path)
-        self._serving: guarded.Listening | None = None
+        self._serving: guarded.TlsListening | None = None
         self._sock: socket.socket | None = None
         self._current: tuple[Settings, object] | None = None  # what is served, and its files
         self._said = ""  # the last problem
@@ -91,18 +91,18 @@ class Remote:
             return
         made = await asyncio.to_thread(tls.context, wanted)
         before = None if self._current is None else self._current[0]
-        if before is None or (before.host, before.port) != (wanted.host, wanted.port):
+        is_there = before is not None and (before.host, before.port) == (wanted.host, wanted.port)
+        if self._serving is not None and is_there:
+            await self._serving.renew(self._forwarder.app(), made)
+        else:
             if before is not None and before.port == wanted.port:
                 await self.stop()  # nobody else can have the port of 0.0.0.0 at one address
             sock = listen_tcp((wanted.host, wanted.port), "the API", "api.listen")
             await self.stop()
             self._sock = sock
-        elif self._serving is not None:
-            await self._serving.stop()
-        assert self._sock is not None  # noqa: S101 (made above, or before)
-        self._serving = await guarded.serve(
-            self._forwarder.app(), self._sock, made, LIMITS, self._refuse
-        )
+            self._serving = await guarded.serve_tls(
+                self._forwarder.app(), sock, made, LIMITS, self._refuse
+            )
         self._current, self._said = (wanted, files), ""
         log.info("the API is served over TLS", address=wanted.host, port=self.port)
 

@@ -225,7 +225,7 @@ def test_the_key_changes_in_three_steps_and_each_client_is_served(here: Site) ->
             told(here, server)["keys"] == names for server in servers(here)
         ))  # fmt: skip
         wait_until("the balancer, too", lambda names=names: service(here)["cookies_keys"] == names)
-        assert gives_cookies(here)
+        assert gives_cookies(here), service(here)["cookies_problem"]
         for _ in range(2):
             asks_from(here, newcomer(here, number))
             number += 1

@@ -177,13 +177,9 @@ def test_with_tls_handshakes_that_are_under_way_count_and_end(
         return await answer(streams)
 
     async def work() -> None:
-        runner = guarded.runner(application(), 0.1)
-        await runner.setup()
-        assert runner.server is not None
         sock = socket.create_server(("127.0.0.1", 0))
         sock.setblocking(False)
-        held = guarded.Guarded(runner.server)
-        serving = asyncio.create_task(guarded.serve_tls(held, sock, context))
+        serving = await guarded.serve_tls(application(), sock, context)
         port = sock.getsockname()[1]
         silent = [await connect(port) for _ in range(MOST_OF_A_SOURCE)]  # who never greet
         await asyncio.sleep(0.1)
@@ -196,9 +192,8 @@ def test_with_tls_handshakes_that_are_under_way_count_and_end(
         plain = await connect(port, 3)
         assert await answer(plain) == b""  # no TLS, and nobody is hurt by it
         assert b"200" in await greet(port, 3)
-        serving.cancel()
+        await serving.stop()
         sock.close()
-        await runner.cleanup()
 
     asyncio.run(work())
 

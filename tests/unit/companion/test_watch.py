@@ -152,6 +152,37 @@ def test_a_service_gives_cookies_while_its_server_takes_them(key_file: Path):
     asyncio.run(play())
 
 
+def test_a_key_that_all_servers_took_is_signed_with_without_a_break(key_file: Path):
+    """It looked for a moment as if they lacked it, as their last answers were older than that."""
+    other = "cd" * 16
+    seen: list[bool] = []
+
+    async def play() -> None:
+        async with serving() as (servers, port):
+            watched = Watched(key_file, port)
+            old = names(key_file)
+            servers.told = lambda: Status(old, (VIP,), time.time())
+            await watched.round()
+            key_file.write_text(f"{KEY}\n{other}\n")  # noqa: ASYNC240
+            await watched.round()
+            assert watched.ready(), "the server has not taken it yet, and need not"
+            both = names(key_file)
+            key_file.write_text(f"{other}\n{KEY}\n")  # noqa: ASYNC240
+
+            def told() -> Status:
+                seen.append(watched.ready())
+                return Status(both, (VIP,), time.time())
+
+            servers.told = told
+            await watched.round()
+            assert watched.key_names == both[::-1]
+            assert watched.secret["key"].tobytes() == bytes.fromhex(other)
+            assert watched.ready()
+
+    asyncio.run(play())
+    assert seen == [True]
+
+
 def test_clocks_that_differ_are_named(key_file: Path):
     async def play() -> None:
         async with serving() as (servers, port):

@@ -206,6 +206,39 @@ async def test_a_revoked_certificate_is_refused_from_the_next_look_on(
 
 
 @runs
+async def test_clients_that_are_coming_in_are_served_while_a_list_is_renewed(
+    agent: FakeAgent, tmp_path: Path
+) -> None:
+    """They were cut off: those in the handshake, and those that had not sent their request yet."""
+    own = Authority(tmp_path / "own")
+    alice = own.issue("alice", "/CN=alice")
+    of_server = own.issue("server", "/CN=lb1", "subjectAltName=IP:127.0.0.1")
+    agent.api |= {
+        "certificate": str(of_server.certificate),
+        "key_file": str(of_server.key),
+        "client_ca": str(own.certificate),
+        "crl_file": str(own.revoked()),
+    }
+    request = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
+    trusting = client_context(own, alice)
+    async with served(agent) as remote:
+        reader, writer = await asyncio.open_connection("127.0.0.1", remote.port, ssl=trusting)
+        with socket.create_connection(("127.0.0.1", remote.port)) as raw:  # has sent no hello yet
+            own.revoked()
+            await remote.look()
+            late = await asyncio.open_connection(
+                sock=raw, ssl=trusting, server_hostname="127.0.0.1"
+            )
+            for read, write in ((reader, writer), late):
+                write.write(request)
+                assert (await read.readline()).startswith(b"HTTP/1.1 200 ")
+            for read, write in ((reader, writer), late):
+                await read.read()  # they end
+                write.close()
+        await get(remote, alice, own)
+
+
+@runs
 async def test_another_certificate_is_taken_and_a_broken_one_leaves_the_former(
     agent: FakeAgent, authority: Authority, alice: Pair, tmp_path: Path, logged: Logged
 ) -> None:
