@@ -19,6 +19,7 @@ import pytest
 
 from agent.model import Etcd
 from lbctl.lab import netns
+from tests.netns.site import wait_until
 from tests.pki import Authority
 
 _NUMBERS = itertools.count()  # of the clusters that a process has started
@@ -115,11 +116,19 @@ class Cluster:
 
     def leader(self) -> int:
         """Return the number of the leader."""
-        for number in self._processes:
-            status = self._status(number)
-            if status and status.get("leader") == status["header"]["member_id"]:
-                return number
-        raise AssertionError("no member is the leader")
+        found: list[int] = []
+
+        def is_found() -> bool:
+            statuses = ((number, self._status(number)) for number in self._processes)
+            found[:] = [
+                number
+                for number, status in statuses
+                if status and status.get("leader") == status["header"]["member_id"]
+            ]
+            return len(found) == 1  # it may go to another one meanwhile
+
+        wait_until("a member is the leader", is_found)
+        return found[0]
 
     def compact(self) -> int:
         """Make etcd forget all earlier states; return the revision of the oldest that is left."""

@@ -46,6 +46,12 @@ def _is_stopped(pid: int) -> bool:
     return bool(files) and all(file.rpartition(")")[2].split()[0] == "T" for file in files)
 
 
+def freeze(pid: int) -> None:
+    """Stop a process; on a busy host its threads go on for a while after the signal."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until("the process is stopped", lambda: _is_stopped(pid))
+
+
 class Load(dict[str, Any]):
     """Traffic on its way; the generator's summary and ``records`` once it has ended."""
 
@@ -133,9 +139,10 @@ class Site:
     def signal_agent(self, number: signal.Signals) -> None:
         pid = self.agent_pid()
         assert pid is not None
-        os.kill(pid, number)
-        if number is signal.SIGSTOP:  # on a busy host its threads go on for a while
-            wait_until("the agent is stopped", lambda: _is_stopped(pid))
+        if number is signal.SIGSTOP:
+            freeze(pid)
+        else:
+            os.kill(pid, number)
 
     def stop_agent(self, number: signal.Signals) -> None:
         self.signal_agent(number)
@@ -212,7 +219,7 @@ def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[Non
     """Agents of labs that are built meanwhile have these services, too, and are more patient: on a
     busy host, a server that is well may be late twice in a row.
     """
-    own = documents.agent_document
+    own, own_answers = documents.agent_document, build.await_answers
 
     def document(lab: Lab, balancer: Node) -> dict[str, Any]:
         made: dict[str, Any] = own(lab, balancer)
@@ -231,8 +238,12 @@ def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[Non
 
         wait_until("the backends are up", are_up)
 
+    def await_answers(lab: Lab) -> None:
+        own_answers(lab, timeout_s=90)
+
     with (
         mock.patch.object(documents, "agent_document", document),
+        mock.patch.object(build, "await_answers", await_answers),
         mock.patch.object(build, "await_backends", await_backends),
     ):
         yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from agent.model import Forward
 from lbctl.lab import netns, processes
 from lbctl.lab.topology import Role
 from tests.netns import routers
-from tests.netns.site import Site, site, wait_until
+from tests.netns.site import Site, freeze, site, wait_until
 from tests.netns.test_syn_protection import FLOOD_PER_S, MASQUERADE, asks, drops, flooded
 
 PORT = 80
@@ -59,8 +60,7 @@ def here(request: pytest.FixtureRequest) -> Iterator[Site]:
             balancer = built.balancer.ipv4, built.balancer.ipv6
             rules = COUNT_SYNS.format(*built.lab.vips, *balancer)
             subprocess.run([*entering, "nft", "-f", "-"], input=rules, text=True, check=True)
-        key_file(built).write_text(KEY)
-        key_file(built).chmod(0o600)
+        write_key(built, KEY)
         for server in servers(built):
             accompany(built, server)
         yield built
@@ -72,6 +72,14 @@ def servers(here: Site) -> list[str]:
 
 def key_file(here: Site) -> Path:
     return here.lab.run_dir / "cookies.key"
+
+
+def write_key(here: Site, text: str) -> None:
+    """Replace the file: a companion must not read it when only half is written."""
+    new = key_file(here).with_suffix(".new")
+    new.touch(0o600)
+    new.write_text(text)
+    new.replace(key_file(here))
 
 
 def accompany(here: Site, server: str, *options: str) -> None:
@@ -128,7 +136,8 @@ def test_a_client_is_answered_for_the_server_which_sees_no_syn(here: Site) -> No
             asks(here, client, vip)
             assert drops(here, name) == {"challenged": known, "verified": 0}, client
             assert service(here, name)["cookie_connections_total"] == known
-        assert made(here) == before + known
+        # An ACK and the request behind it, on two CPUs, may both come before there is a connection.
+        assert before + known <= made(here) <= before + 2 * known
         # Who is known is let through; the first connection of each was made without a SYN.
         assert syns_seen(here) == syns + 3 - known
 
@@ -187,9 +196,9 @@ def test_where_one_server_has_no_companion_clients_are_challenged(here: Site) ->
     # What it has set up goes on.
     for number in (1, 2, 3, 4):
         asks_from(here, newcomer(here, number))
-    wait_until("it is missed", lambda: not gives_cookies(here))
-    view = service(here)
-    assert view["cookies_problem"].startswith("be2: no companion answers at port 9120")
+    missed = "be2: no companion answers at port 9120"
+    wait_until("it is missed", lambda: service(here)["cookies_problem"].startswith(missed))
+    wait_until("no cookies are given", lambda: not service(here)["gives_cookies"])
     before = drops(here, "web")
     asks_from(here, newcomer(here, 5))
     after = drops(here, "web")
@@ -220,21 +229,22 @@ def test_the_key_changes_in_three_steps_and_each_client_is_served(here: Site) ->
     and_back = ((OTHER_KEY, KEY), (KEY, OTHER_KEY), (KEY,))
     for lines in (*to_the_other, *and_back):
         names = list(Keys(tuple(map(bytes.fromhex, lines))).names)
-        key_file(here).write_text("".join(f"{line}\n" for line in lines))
+        write_key(here, "".join(f"{line}\n" for line in lines))
         wait_until("the servers take them", lambda names=names: all(
             told(here, server)["keys"] == names for server in servers(here)
         ))  # fmt: skip
         wait_until("the balancer, too", lambda names=names: service(here)["cookies_keys"] == names)
-        assert gives_cookies(here), service(here)["cookies_problem"]
+        wait_until("cookies are given", lambda: gives_cookies(here))
         for _ in range(2):
             asks_from(here, newcomer(here, number))
             number += 1
-    key_file(here).write_text("")
+    write_key(here, "")
     asks_from(here, newcomer(here, number))
     wait_until("it is said", lambda: all(told(here, each)["problem"] for each in servers(here)))
+    said = "32 hexadecimal digits"
+    wait_until("and here", lambda: said in service(here)["cookies_problem"])
     wait_until("clients are challenged", lambda: not gives_cookies(here))
-    assert "32 hexadecimal digits" in service(here)["cookies_problem"]
-    key_file(here).write_text(KEY)
+    write_key(here, KEY)
     wait_until("the companions are found", lambda: gives_cookies(here))
 
 
@@ -274,13 +284,21 @@ def test_what_somebody_takes_away_is_put_back_and_at_the_end_all_is_undone(here:
         return "companion" in shown
 
     processes.kill(here.lab.run_dir, "be1-companion")
+    # The filter of the former one stays, so only its log tells when all is set up.
+    log = here.lab.run_dir / "be1-companion.log"
+    before = log.read_text().count("ready")
     accompany(here, "be1", "--vip", extra)
-    wait_until("its VIP is on lo", on_lo)
-    wait_until("it is attached", attached)
+    wait_until("it is ready", lambda: log.read_text().count("ready") > before)
+    assert on_lo()
+    assert attached()
+    pid = processes.pid_of(here.lab.run_dir, "be1-companion")
+    assert pid is not None
+    freeze(pid)  # or it is faster than we are
     here.run("be1", "ip", "address", "delete", f"{extra}/32", "dev", "lo")
     here.run("be1", "tc", "qdisc", "delete", "dev", "eth0", "clsact")
     assert not on_lo()
     assert not attached()
+    os.kill(pid, signal.SIGCONT)
     wait_until("its VIP is back", on_lo)
     wait_until("its program is back", attached)
     processes.kill(here.lab.run_dir, "be1-companion")

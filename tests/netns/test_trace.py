@@ -74,7 +74,7 @@ def following(lab: Site, folder: Path, *arguments: str) -> Iterator[Following]:
 def fetch(lab: Site, path: str = "/") -> str:
     """A request to the first service; the backend that answered."""
     vip = next(str(vip) for vip in lab.lab.vips if vip.version == 4)
-    done = lab.run("client", "curl", "-sS", "--max-time", "5", f"http://{vip}{path}")
+    done = lab.run("client", "curl", "-sS", "--max-time", "60", f"http://{vip}{path}")
     assert done.returncode == 0, done.stderr
     return str(done.stdout).split()[0]
 

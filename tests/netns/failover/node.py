@@ -103,6 +103,11 @@ class Ours:
         assert self.process is not None
         self.process.wait(60)
 
+    def saved(self) -> str:
+        """What it has written down for its next start; empty: nothing yet."""
+        path = self.folder / self.name / f"{self.name}.failover.json"
+        return path.read_text() if path.exists() else ""
+
     def log(self) -> str:
         return (self.folder / f"{self.name}.log").read_text()
 

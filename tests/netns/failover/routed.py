@@ -34,6 +34,8 @@ from lbctl.lab import build, netns, processes, wiring
 from lbctl.lab.topology import Role
 from tests.netns.site import wait_until
 
+SO_RCVBUFFORCE = 33  # the socket module does not name it
+
 EXAMPLES = Path(__file__).resolve().parents[3] / "deploy" / "bird"
 VIPS = (ip_address("203.0.113.10"), ip_address("2001:db8:100::10"))
 BALANCERS = {"lb1": 11, "lb2": 12}
@@ -159,6 +161,8 @@ class Routed:
         """All frames on the router's cable to a balancer, in both directions."""
         with netns.inside(self.namespace(ROUTER)):
             heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            # A pause of the test must not cost a frame.
+            heard.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
             heard.bind((balancer, 0))
         with heard:
             heard.setblocking(False)
@@ -168,7 +172,7 @@ class Routed:
     def load(self) -> Iterator[dict[str, Any]]:
         """Requests and streams of the client while the block runs; the summary is then there."""
         command = [*netns.entering(self.namespace(CLIENT)), sys.executable, "-m", "lbctl.lab.load"]
-        command += ["--rate", "100", "--keep-alive", "10", "--streams", "4"]
+        command += ["--rate", "100", "--keep-alive", "10", "--streams", "4", "--timeout", "60"]
         for vip in VIPS:
             command += ["--target", f"[{vip}]:80" if vip.version == 6 else f"{vip}:80"]
         summary: dict[str, Any] = {}
@@ -180,7 +184,7 @@ class Routed:
                 yield summary
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.wait(timeout=60)
+                process.wait(timeout=120)
             out.seek(0)
             records = [json.loads(line) for line in out]
         summary.update(records[-1])
@@ -323,7 +327,13 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
         "defaults": {
             "forward": "dsr",
             "scheduler": "maglev",
-            "health": {"type": "http", "interval": "500ms", "timeout": "500ms", "rise": 1},
+            "health": {
+                "type": "http",
+                "interval": "500ms",
+                "timeout": "500ms",
+                "rise": 1,
+                "fall": 6,
+            },
         },
         "services": services,
         "failover": {
