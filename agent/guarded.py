@@ -204,6 +204,10 @@ class TlsListening:
         self._closing: dict[asyncio.Task[None], _Entrance] = {}
         self._accepting = asyncio.create_task(self._accept())
 
+    def exchange(self, context: ssl.SSLContext) -> None:
+        """Let new connections have another context, and those that there are go on."""
+        self._entrance.context = context
+
     async def renew(self, app: web.Application, context: ssl.SSLContext) -> None:
         """Let new connections come in by another context, without a moment in which none can.
 

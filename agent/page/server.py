@@ -65,7 +65,6 @@ class PageServer:
         self._control = control
         self._asked = asked
         self._token: bytes | None = None
-        self._tls: ssl.SSLContext | None = None
         self._tls_files: tuple[float, ...] = ()  # modification times of the certificate and its key
         self._port: socket.socket | None = None
         self._listening: guarded.Listening | guarded.TlsListening | None = None
@@ -103,37 +102,40 @@ class PageServer:
         self._page, self._policy = await asyncio.to_thread(page)
         if asked.token_file is not None:
             self._token = await asyncio.to_thread(read_token, asked.token_file)
+        tls = None
         if asked.certificate is not None and asked.key_file is not None:
-            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            tls.set_alpn_protocols(["http/1.1"])
-            self._tls_files = await asyncio.to_thread(_load, tls, asked.certificate, asked.key_file)
-            self._tls = tls
+            tls, self._tls_files = await asyncio.to_thread(
+                _context, asked.certificate, asked.key_file
+            )
         self._port = listen.listen_tcp(asked.listen, "the status page", "status_page.listen")
         self.address = self._port.getsockname()[:2]
-        if self._tls is None:
+        if tls is None:
             self._listening = await guarded.serve(self._app(), self._port)
         else:
-            self._listening = await guarded.serve_tls(self._app(), self._port, self._tls)
+            self._listening = await guarded.serve_tls(self._app(), self._port, tls)
         log.info(
             "the status page is served",
             listening=self.address,
-            tls=self._tls is not None,
+            tls=tls is not None,
             token=self._token is not None,
         )
 
     async def _renew(self) -> None:
         """Load a renewed certificate, which new connections get."""
         asked = self._asked
-        if self._tls is None or asked.certificate is None or asked.key_file is None:
+        listening = self._listening
+        if not isinstance(listening, guarded.TlsListening):
             return
+        assert asked.certificate is not None  # noqa: S101 (there is TLS)
+        assert asked.key_file is not None  # noqa: S101 (as above)
         written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
         if written and written != self._tls_files:
-            # Load it into a spare context first: until the new key is written too, the old pair has
-            # to stay.
-            aside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            await asyncio.to_thread(_load, aside, asked.certificate, asked.key_file)
-            await asyncio.to_thread(_load, self._tls, asked.certificate, asked.key_file)
-            self._tls_files = written
+            # Not loaded into the context that is used: until the new key is written too, the old
+            # pair has to stay, and a handshake must not meet one without the other.
+            tls, self._tls_files = await asyncio.to_thread(
+                _context, asked.certificate, asked.key_file
+            )
+            listening.exchange(tls)
             log.info("the status page has a new certificate")
 
     async def stop(self) -> None:
@@ -308,16 +310,18 @@ def read_token(path: Path) -> bytes:
     return token
 
 
-def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[float, ...]:
-    """Load a certificate and its key into a context, and return when they were written.
+def _context(certificate: Path, key: Path) -> tuple[ssl.SSLContext, tuple[float, ...]]:
+    """Return what a server needs that has these, and when they were written.
 
     Raises ConfigError if they cannot be used.
     """
     make = "as `certbot` does, or ask the issuer of the certificate"
     written = _written(certificate, key)
     read_private(key, "the status page's key", 1 << 16, make=make)
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(certificate, key, password="")
+        made.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigError(
             f"the status page's certificate cannot be used: {error}",
@@ -325,7 +329,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> tuple[float,
             remedy="give the certificate with its chain as `certificate` and its key, without a "
             "password, as `key_file`, both in PEM",
         ) from error
-    return written
+    return made, written
 
 
 def _written(*files: Path) -> tuple[float, ...]:

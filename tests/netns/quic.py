@@ -21,7 +21,6 @@ from aioquic.quic.configuration import QuicConfiguration
 
 ALPN = ["who"]
 _ID_BYTES = 10  # of a connection id; no other random string in the library has this length
-_ANSWER_S = 5.0
 
 
 def _name_in_ids(server_id: bytes) -> None:
@@ -64,13 +63,13 @@ async def _serve(
     await asyncio.Event().wait()
 
 
-async def _ask(client: QuicConnectionProtocol) -> str | None:
-    """Who is at the other end; None if nobody answers."""
+async def _ask(client: QuicConnectionProtocol, limit_s: float) -> str | None:
+    """Who is at the other end; None if nobody answers within the limit."""
     reader, writer = await client.create_stream()
     writer.write(b"who?")
     writer.write_eof()
     try:
-        async with asyncio.timeout(_ANSWER_S):
+        async with asyncio.timeout(limit_s):
             return (await reader.read()).decode()
     except TimeoutError:
         return None
@@ -86,24 +85,24 @@ async def _move(client: QuicConnectionProtocol) -> None:
     before.close()
 
 
-async def _client(host: str, port: int) -> list[str | None]:
+async def _client(host: str, port: int, limit_s: float) -> list[str | None]:
     """Who answers: at first, after a move, and after a move with the next connection id."""
     configuration = QuicConfiguration(alpn_protocols=ALPN, verify_mode=ssl.CERT_NONE)
     async with connect(host, port, configuration=configuration) as client:
-        answers = [await _ask(client)]
+        answers = [await _ask(client, 60.0)]
         await _move(client)
-        answers.append(await _ask(client))
+        answers.append(await _ask(client, limit_s))
         if answers[-1] is not None:
             await _move(client)
             client.change_connection_id()
-            answers.append(await _ask(client))
+            answers.append(await _ask(client, limit_s))
         else:
             client._closed.set()  # nobody is there who could say good-bye
         return answers
 
 
-async def _clients(host: str, port: int, count: int) -> None:
-    tasks = [asyncio.create_task(_client(host, port)) for _ in range(count)]
+async def _clients(host: str, port: int, count: int, limit_s: float) -> None:
+    tasks = [asyncio.create_task(_client(host, port, limit_s)) for _ in range(count)]
     print(json.dumps(await asyncio.gather(*tasks)))
 
 
@@ -114,7 +113,7 @@ if __name__ == "__main__":
             numbers = [int(port) for port in ports.split(",")]
             with contextlib.suppress(KeyboardInterrupt):
                 asyncio.run(_serve(name, certificate, key, numbers, addresses))
-        case ["ask", host, port, count]:
-            asyncio.run(_clients(host, int(port), int(count)))
+        case ["ask", host, port, count, limit_s]:
+            asyncio.run(_clients(host, int(port), int(count), float(limit_s)))
         case _:
             sys.exit(__doc__)

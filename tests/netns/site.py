@@ -223,7 +223,7 @@ def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[Non
 
     def document(lab: Lab, balancer: Node) -> dict[str, Any]:
         made: dict[str, Any] = own(lab, balancer)
-        made["defaults"]["health"]["fall"] = 4
+        made["defaults"]["health"]["fall"] = 8
         return made | {"services": made["services"] + services(lab)}
 
     def await_backends(lab: Lab, balancer: Node, wanted: int) -> None:

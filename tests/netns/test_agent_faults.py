@@ -21,7 +21,7 @@ from agent.errors import SteelyardError
 from lbctl.lab import build, failover, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
-MANY = 500  # packets of a service, more than come between two requests
+MANY = 2000  # packets of a service, more than come between two requests
 PINS = Path("/sys/fs/bpf/steelyard/st-faults-lb1")
 
 
@@ -343,7 +343,9 @@ def test_pins_that_somebody_removes_under_the_agent_come_back(lab: Site) -> None
     with held_connection(lab) as request:
         assert request() == 200
         flows = len(list(PINS.iterdir()))
+        lab.signal_agent(signal.SIGSTOP)  # or it may put one back while we are at it
         shutil.rmtree(PINS)
+        lab.signal_agent(signal.SIGCONT)
         wait_until("they are pinned again", lambda: len(list(PINS.glob("*"))) == flows)
         wait_until("it is said", lambda: "pins were gone; pinned again" in log_text(lab))
         lab.stop_agent(signal.SIGKILL)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from agent.fleet import gateway
 from agent.fleet.etcd import Client
 from agent.model import Etcd, Forward
 from lbctl.lab import build, failover, netns, processes, statefile, topology
@@ -111,7 +112,7 @@ def test_hosts_reach_each_other_and_load_is_reported_line_by_line() -> None:
             lab,
             *("--target", f"{be1.ipv4}:80", "--target", f"[{be2.ipv6}]:80"),
             *("--rate", "100", "--keep-alive", "2", "--streams", "2"),
-            *("--stream-seconds", "0.5", "--duration", "2"),
+            *("--stream-seconds", "0.5", "--duration", "4", "--timeout", "60"),
         )
     summary = records[-1]
     assert summary["failed"] == 0
@@ -122,7 +123,11 @@ def test_hosts_reach_each_other_and_load_is_reported_line_by_line() -> None:
 
 
 @needs_etcd
-def test_balancers_reach_etcd_and_the_lab_shows_and_removes_it() -> None:
+def test_balancers_reach_etcd_and_the_lab_shows_and_removes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("CONNECT_S", "ANSWER_S", "CALL_S"):  # there is but one member, which may be slow
+        monkeypatch.setattr(gateway, name, 60.0)
     lab = Lab(name=NAME, backends=1, balancers=2, forward=Forward.NAT, arms=2, etcd=True)
 
     async def use(found: int) -> None:

@@ -406,7 +406,11 @@ def test_a_killed_backend_is_passed_over_and_comes_back(here: Site) -> None:
     for service in ("web", "web6"):
         wait_until(f"{service}: be1 is up", lambda s=service: state(here, s) == "up")  # type: ignore[misc]
     for _, vip in vips(here):
-        assert {get(here, vip) for _ in range(40)} == {"be1", "be2"}
+        wait_until("both answer", lambda v=vip: both_answer(here, v))  # type: ignore[misc]
+
+
+def both_answer(here: Site, vip: Any) -> bool:
+    return {get(here, vip) for _ in range(40)} == {"be1", "be2"}
 
 
 @pytest.mark.parametrize(
@@ -450,7 +454,7 @@ def test_a_backend_that_clients_cannot_reach_is_down_though_its_server_is_well(h
             done = here.run("be2", "sh", "-ec", mends)
         assert done.returncode == 0, done.stderr
         wait_until("all are up again", lambda: up() == before)
-    assert {get(here, vip) for _ in range(40)} == {"be1", "be2"}
+    wait_until("both answer", lambda: both_answer(here, vip))
 
 
 def answerers(here: Site, vip: Any) -> set[str]:

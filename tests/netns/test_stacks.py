@@ -183,12 +183,12 @@ def iperf3(here: Site, vip: Any, *words: str) -> Any:
 
 def test_quic_clients_that_move_keep_their_backend_by_its_connection_ids(here: Site) -> None:
     for vip in here.lab.vips:
-        kept = run_json(here, *QUIC, "ask", vip, QUIC_PORT, QUIC_CLIENTS)
+        kept = run_json(here, *QUIC, "ask", vip, QUIC_PORT, QUIC_CLIENTS, 60)
         assert {first for first, *_ in kept} == {"be1", "be2"}
         for first, *later in kept:
             assert later == [first, first]
     # Where connection ids mean nothing, a client that moves is another one.
-    plain = run_json(here, *QUIC, "ask", here.lab.vips[0], PLAIN_QUIC_PORT, QUIC_CLIENTS)
+    plain = run_json(here, *QUIC, "ask", here.lab.vips[0], PLAIN_QUIC_PORT, QUIC_CLIENTS, 5)
     assert {first for first, *_ in plain} == {"be1", "be2"}
     assert any(later[0] is None for _, *later in plain), "nobody has got lost"
 
