@@ -122,7 +122,7 @@ def run(pages: Sequence[str], before: str, folder: Path) -> list[Step]:
     done = subprocess.run(
         ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
          "--propagation", "private", "bash", "-c", "".join(script(todo, before))],
-        cwd=work, capture_output=True, text=True, timeout=300, check=False,
+        cwd=work, capture_output=True, text=True, timeout=580, check=False,
         env=os.environ | {"PATH": path, "OUT": str(folder), "COLUMNS": "200"},
     )  # fmt: skip
     last = folder / f"{len(todo) - 1}.rc"

@@ -149,7 +149,7 @@ def serving(on: Segment) -> Iterator[None]:
 @contextlib.contextmanager
 def balancing(on: Segment, hook: Hook) -> Iterator[Rig]:
     """The program, with all features, on the balancer's interface."""
-    name = harness.instance_name(hook.value)
+    name = harness.instance_name(f"segment-{hook.value}")
     with inside(on.name("balancer")):
         config = Config(name, "eth0", hook=hook, tables=harness.SMALL)
         dataplane = harness.load(config, harness.all_features())

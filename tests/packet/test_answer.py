@@ -496,9 +496,8 @@ def asks(rig: Rig, packet: Packet, times: int) -> list[Verdict]:
     return [rig.verdict(packet.frame()) for _ in range(times)]
 
 
-# A second is the whole budget.  What is more than that is the time that a busy host may take to
-# send the packets of a test.
-ALL_OF_IT = 3.0
+# A second is the whole budget. An hour is not earned back while a test runs, however slow the host.
+ALL_OF_IT = 3600.0
 
 
 def spent(rig: Rig, of_all: float, of_source: float) -> None:
@@ -543,10 +542,9 @@ def test_each_source_has_its_own_and_all_together_ten_thousand_a_second(rig: Rig
     paid_ns = int((rig.budgets[1:] - held[1:]).sum())
     assert paid_ns >= len(sources) * 10_000_000, "a hundredth of a second each"
     spent(rig, ALL_OF_IT, 0.0)
+    held = rig.budgets.copy()
     assert {rig.verdict(packet.frame()) for packet in sources} == {Verdict.DROP}
-    assert not rig.budgets[1:][rig.budgets[1:] > held[1:].max()].any(), (
-        "a source did not pay for all"
-    )
+    assert (rig.budgets == held).all(), "a source did not pay for all"
 
 
 @PLACES

@@ -63,6 +63,7 @@ class Stream:
     sent: int = 0
     received: int = 0
     _end: threading.Event = field(default_factory=threading.Event)
+    _all_sent: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -75,18 +76,17 @@ class Stream:
             sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
             sink.bind((OURS, PORT))
             sink.settimeout(0.5)
-            threads = [
-                threading.Thread(target=self._send, args=(source, datagram)),
-                threading.Thread(target=self._receive, args=(sink,)),
-            ]
-            for thread in threads:
-                thread.start()
+            sender = threading.Thread(target=self._send, args=(source, datagram))
+            receiver = threading.Thread(target=self._receive, args=(sink,))
+            sender.start()
+            receiver.start()
             try:
                 yield
             finally:
                 self._end.set()
-                for thread in threads:
-                    thread.join()
+                sender.join()
+                self._all_sent.set()
+                receiver.join()
 
     def _send(self, source: socket.socket, datagram: bytes) -> None:
         while not self._end.wait(0.0005):
@@ -96,10 +96,11 @@ class Stream:
 
     def _receive(self, sink: socket.socket) -> None:
         while True:
+            nothing_follows = self._all_sent.is_set()  # as of before the wait
             try:
                 sink.recv(100)
             except TimeoutError:
-                if self._end.is_set():
+                if nothing_follows:
                     return
             else:
                 self.received += 1

@@ -55,6 +55,7 @@ class Traffic:
         self.clients = list(random_clients(seed, clients, ipv6=vip == VIP6))
         self.bare = Segments(vip, ack=ack)
         self.asking = Segments(vip, payload=b"x" * self.draw.randrange(100, 900), ack=ack)
+        self.sent = 0
 
     def run(self, packets: int) -> None:
         for _ in range(packets):
@@ -62,6 +63,7 @@ class Traffic:
             flags = self.draw.choice([SYN, SYN, ACK, ASK, ASK, ASK, FIN | ACK, RST])
             segments = self.asking if flags == ASK else self.bare
             done = self.rig.send(segments.frame(address.packed, port, flags))
+            self.sent += 1
             if self.answered and flags == SYN and done.verdict == Verdict.TX:
                 told = nodes.answer(Packet(), done.data, flags="SA", payload=b"", seq=7000)
                 self.rig.send(told.frame())
@@ -113,8 +115,10 @@ def test_nothing_is_corrected_while_packets_come_and_go(rig: Rig, surveys: int):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(surveys):
+        taken = 0
+        while taken < surveys or min(one.sent for one in traffic) < 1000:  # these may stand still
             keeper.take(rig.survey())
+            taken += 1
     finally:
         done.set()
         for thread in threads:

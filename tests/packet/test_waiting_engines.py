@@ -14,6 +14,7 @@ import pytest
 
 from agent.model import Forward
 from tests.packet.harness import Rig
+from tests.packet.pauses import undisturbed
 from tests.packet.talks import MODES, Wire, opened
 
 RECORDED = json.loads((Path(__file__).parent / "engines.json").read_text(encoding="utf-8"))
@@ -97,6 +98,7 @@ def play(wire: Wire, stream: Stream) -> list[bool]:
 @pytest.mark.parametrize(
     "recorded", RECORDED, ids=[f"{r['engine']}-{r['api']}-{r['front']}" for r in RECORDED]
 )
+@undisturbed
 def test_the_answer_begins_with_the_first_token(hooked: Rig, forward: Forward, recorded):
     """Where it can be read, or else with the head's size known."""
     stream = Stream(recorded)

@@ -102,6 +102,7 @@ def test_sizes_add_up(hooked: Rig):
 
 
 @MODES
+@undisturbed
 def test_the_first_answer_of_a_connection_has_sizes_of_its_own(hooked: Rig, forward: Forward):
     """Session tickets come before it."""
     wire = opened(hooked, forward).ask(HELLO)

@@ -86,6 +86,7 @@ def test_a_long_hello_goes_on_in_a_segment_that_begins_with_anything(
 
 
 @MODES
+@undisturbed
 def test_a_request_in_the_segment_of_the_finished_is_one(hooked: Rig, forward):
     wire = hello(hooked, forward).ask(FINISHED_13_384 + REQUEST)
     assert (wire.waiting, wire.talk) == (len(REQUEST), Talk.TLS_FIRST)

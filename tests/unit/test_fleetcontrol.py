@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -231,7 +232,8 @@ async def test_a_trial_runs_on_those_that_are_named(memory: Memory, tmp_path: Pa
             with pytest.raises(ConflictError, match=why):
                 await one.control.edit(weight("gpu-2", 5), trial=Trial(nodes))
         await two.fleet.freeze(ANNA)
-        await asyncio.sleep(1.2)  # until it has reported that
+        row = "/steelyard/prod/nodes/lb2"
+        await one.until(lambda: json.loads(memory.rows[row][0])["frozen"])  # it has reported that
         with pytest.raises(ConflictError, match="lb2 is frozen"):
             await one.control.edit(weight("gpu-2", 5), trial=Trial(("lb2",)))
 

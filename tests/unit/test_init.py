@@ -49,6 +49,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "look", lambda: here)
     monkeypatch.setattr(module, "default_interface", lambda: "eth0")
     monkeypatch.setattr(module, "neighbours", tuple)
+    for limit in ("CONNECT_S", "ANSWER_S"):
+        monkeypatch.setattr(module, limit, 60.0)  # whoever is asked here answers
 
 
 def run(path: Path, *options: str, typed: str = "") -> tuple[int, str]:

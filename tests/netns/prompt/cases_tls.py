@@ -131,16 +131,16 @@ def http2_large_body(door: Door) -> list[Talk]:
     return [Talk((0,))]
 
 
-def _calls(door: Door, *starts_ms: int, **order: Any) -> list[dict[str, Any]]:
+def _calls(door: Door, *pauses_ms: int, **order: Any) -> list[dict[str, Any]]:
     return [
-        {"id": f"{door.name}-{number}", "at_ms": at_ms, "pad": "p" * 4000, **order}
-        for number, at_ms in enumerate(starts_ms)
+        {"id": f"{door.name}-{number}", "pause_ms": pause_ms, "pad": "p" * 4000, **order}
+        for number, pause_ms in enumerate(pauses_ms)
     ]
 
 
 @CASES.enter(server=Server.RPC, control=CONTROL, everywhere=True)
 def grpc_unary(door: Door) -> list[Talk]:
-    calls = _calls(door, 0, 900, delay_ms=400)
+    calls = _calls(door, 0, 500, delay_ms=400)
     assert clients.rpc(door, "Unary", calls, linger_ms=600) == 2
     return [Talk((0, 1))]
 
@@ -154,7 +154,7 @@ def grpc_stream(door: Door) -> list[Talk]:
 
 @CASES.enter(server=Server.RPC_TLS, control=CONTROL)
 def grpc_over_tls(door: Door) -> list[Talk]:
-    calls = _calls(door, 0, 900, delay_ms=400)
+    calls = _calls(door, 0, 500, delay_ms=400)
     ca = str(door.folder / "prompt.pem")
     assert clients.rpc(door, "Unary", calls, linger_ms=600, ca=ca) == 2
     return [Talk((0, 1))]
@@ -163,6 +163,6 @@ def grpc_over_tls(door: Door) -> list[Talk]:
 @CASES.enter(server=Server.RPC, control=CONTROL, loose=True)
 def grpc_multiplexed(door: Door) -> list[Talk]:
     # Calls that overlap on one connection: the first answer ends the waiting of all of them.
-    calls = _calls(door, 0, 200, 400, delay_ms=700)
-    assert clients.rpc(door, "Unary", calls, linger_ms=600) == 3
+    calls = _calls(door, 0, 200, 200, delay_ms=700)
+    assert clients.rpc(door, "Unary", calls, overlap=True, linger_ms=600) == 3
     return [Talk((0, 1, 2))]

@@ -1,7 +1,7 @@
 """Decides whether what the kernel counted is what happened.
 
-What happened: a tap's view of what clients sent (``wire``), and the server's own log. For each
-moment they say how many bytes wait; every reading must agree. Pure.
+What happened: what taps saw before and behind the balancer (``wire``), and the server's own log.
+For each moment they say how many bytes wait; every reading must agree. Pure.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from tests.netns.prompt.wire import Connection
+from tests.netns.prompt.wire import Pair
 
-# After the answer's first byte: the way to the client, a delayed acknowledgement (40 ms), and
-# however long a busy machine takes. Delays are chosen longer.
+# After the balancer has seen the answer. Delays are chosen longer.
 CLEAR_NS = 250_000_000
-# The tap and the balancer see a packet at slightly different moments.
+# Taps say by another clock when they saw a packet, and the kernel counts time by its ticks.
 SKEW_NS = 30_000_000
-DELAYED_ACK_US = 40_000
 _LATENCY_FLOOR_US = 64
 _LATENCY_BUCKETS = 44
 _NEVER_NS = 1 << 62
 # What is no answer comes so soon, if it is not read what it is; acknowledgements may be delayed.
-# (The packet path waits 50 and 90 ms, but a busy host may forward a packet later than the tap saw
-# it.)
+# (The packet path waits 50 and 90 ms.)
 _GRACE_NS, _GRACE_ACK_NS = 30_000_000, 70_000_000
 _GRACE_MOST_NS = 100_000_000  # besides one and a half times the handshake
 _CONTINUE = 25
@@ -32,6 +29,7 @@ _NEAR_NS = 60_000_000  # a delayed acknowledgement, and some more
 _GAP_BELIEVED = 1 << 16  # bytes: of a larger gap in what a client sends, so much is counted
 
 type Reading = tuple[int, int, int]  # from, to (ns), waiting bytes
+type Span = tuple[float, float]  # microseconds, at least and at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,46 +55,50 @@ class _Stretch:
 class Story:
     """How many bytes of a connection wait at any moment; its requests follow one another.
 
-    ``broke_ns``: when a connection ended, at the earliest and at the latest, whose last request has
-    no answer. ``control``: segments
-    of the client with no more bytes are no requests; so many bytes may also be missing or too
-    many where they cannot be told from a request.
+    ``seen_late``: the balancer sees only what the client acknowledges of an answer. ``broke_ns``:
+    when a connection ended, at the earliest and at the latest, whose last request has no answer.
+    ``control``: segments of the client with no more bytes are no requests; so many bytes may also
+    be missing or too many where they cannot be told from a request.
     """
 
     def __init__(
         self,
-        connection: Connection,
+        pair: Pair,
         requests: Sequence[Answered],
+        seen_late: bool,
         control: int = 0,
         broke_ns: tuple[int, int] | None = None,
     ) -> None:
-        self._connection, self._tolerance = connection, 2 * control
+        self._sent, self._arrived, self._tolerance = pair.client, pair.server, 2 * control
         self._stretches: list[_Stretch] = []
         over_ns = 0
         for request in requests:
-            begun = connection.next_request(over_ns, control)
+            begun = self._sent.next_request(over_ns, control)
             if begun is None:
                 raise ValueError("the tap did not see the request")
             begun_ns, asked = begun
             if self._stretches:
+                # What begins the next request also acknowledges the last answer.
                 last = self._stretches[-1]
-                cleared_ns = min(last.cleared_ns, begun_ns + SKEW_NS)
+                cleared_ns = min(last.cleared_ns, self._arrived.reached_ns(asked) + SKEW_NS)
                 self._stretches[-1] = replace(last, cleared_ns=cleared_ns)
-            over_ns, late_ns = broke_ns or (_NEVER_NS, _NEVER_NS)
+            over_ns, gone_ns = broke_ns or (_NEVER_NS, _NEVER_NS)
+            late_ns = max(gone_ns, self._arrived.reset_ns)
             if request.first_ns:
-                over_ns = late_ns = request.first_ns
-            whole = connection.bytes_at(over_ns) - asked
+                seen_ns = pair.answered_ns(request.first_ns, acknowledged=seen_late)
+                over_ns, late_ns = request.first_ns, seen_ns or _NEVER_NS
+            whole = self._sent.bytes_at(over_ns) - asked
             self._stretches.append(_Stretch(begun_ns, over_ns, late_ns + CLEAR_NS, asked, whole))
 
     def range_at(self, at_ns: int) -> tuple[int, int]:
         """At least and at most so many bytes wait."""
-        least = most = 0
-        for stretch in self._stretches:
-            low, high = self._of_stretch(stretch, at_ns)
-            least, most = least + low, most + high
-        if at_ns < self._connection.headless_until_ns + SKEW_NS:
+        ranges = [self._of_stretch(stretch, at_ns) for stretch in self._stretches]
+        least = max((low for low, _ in ranges), default=0)
+        most = max((high for _, high in ranges), default=0)
+        headless_until_ns = max(self._sent.headless_until_ns, self._arrived.headless_until_ns)
+        if at_ns < headless_until_ns + SKEW_NS:
             # Nobody can know yet whether what has come is of a handshake.
-            most = max(most, self._connection.bytes_at(at_ns + SKEW_NS))
+            most = max(most, self._sent.bytes_at(at_ns + SKEW_NS))
         return least, most
 
     def _of_stretch(self, stretch: _Stretch, at_ns: int) -> tuple[int, int]:
@@ -104,38 +106,54 @@ class Story:
             return 0, 0
         if at_ns >= stretch.over_ns:
             return 0, stretch.whole + self._tolerance
-        low, high = (
-            self._connection.bytes_at(at_ns + skew_ns) - stretch.asked
-            for skew_ns in (-SKEW_NS, SKEW_NS)
-        )
+        low = self._arrived.bytes_at(at_ns - SKEW_NS) - stretch.asked
+        high = self._sent.bytes_at(at_ns + SKEW_NS) - stretch.asked
         # A segment of control frames alone does not count, one that has others as well does.
-        low -= self._connection.control_in(stretch.asked, stretch.asked + low)
-        # A busy host can drop more than that of one burst before the balancer sees it; and what is
-        # sent again later, the end of a request above all, may not have come to it before.
-        before, after = self._connection.resent(at_ns - SKEW_NS)
-        low -= max(0, before - _GAP_BELIEVED) + after
-        # What others overtake on a busy host's way to the balancer is a gap there, too, and is not
-        # sent again.
-        holes = self._connection.holes(at_ns + SKEW_NS)
-        low -= sum(max(0, size - _GAP_BELIEVED) for size in holes)
+        low -= self._sent.control_in(stretch.asked, stretch.asked + low)
+        # A busy host can drop or delay more than that of one burst before the balancer sees it.
+        gaps = self._arrived.gaps(at_ns + SKEW_NS)
+        low -= sum(max(0, size - _GAP_BELIEVED) for size in gaps)
         return max(0, low - self._tolerance), min(high, stretch.whole) + self._tolerance
 
 
 def is_too_slow(
-    connection: Connection, request: Answered, seen_late: bool, control: int = 0
+    pair: Pair, request: Answered, seen_late: bool, control: int = 0, after_ns: int = 0
 ) -> bool:
     """Whether a head, tickets or the like came so late that nothing but an answer is, or an answer
     within the time of a handshake that took long, because the host was busy: that says nothing
-    about what is counted. The time runs from the request; of what the client sends behind it,
-    segments of ``control`` bytes begin nothing anew.
+    about what is counted. The time runs from what the client has sent of the request, which is the
+    first after ``after_ns``; segments of ``control`` bytes begin nothing anew.
     """
-    grace_ns = _GRACE_ACK_NS if seen_late else _GRACE_NS
-    sent_ns = connection.last_sent_ns(request.received_ns, control)
-    if (request.first_ns or 0) < sent_ns + connection.handshake_ns * 3 // 2 + _GRACE_MOST_NS:
+    begun = pair.client.next_request(after_ns, control)
+    if begun is None:
+        raise ValueError("the tap did not see the request")
+    begun_ns, _ = begun
+    first_ns = request.first_ns or 0
+    answered_ns = pair.answered_ns(first_ns, acknowledged=seen_late) or first_ns
+    stirred_ns = pair.server.stirred_ns(answered_ns, control)
+    if first_ns < stirred_ns + pair.handshake_ns * 3 // 2 + _GRACE_MOST_NS:
         return True
-    from_ns = sent_ns + grace_ns
-    heard = connection.heard_between(from_ns, request.first_ns or 0, acknowledged=seen_late)
-    return any(new != _CONTINUE for new in heard)
+    grace_ns = _GRACE_ACK_NS if seen_late else _GRACE_NS
+    heard = pair.acknowledged(control) if seen_late else pair.replied(control)
+    return any(
+        one.size != _CONTINUE and one.latest_ns > max(begun_ns, one.asked_ns) + grace_ns
+        for one in heard
+        if begun_ns < (one.earliest_ns if seen_late else one.latest_ns)
+        and one.earliest_ns < first_ns
+    )
+
+
+def time_of(pair: Pair, request: Answered, seen_late: bool, control: int = 0) -> Span | None:
+    """How long the balancer saw a request wait, at least and at most, whatever stood still before
+    the server noted anything down; None: the taps did not see its answer.
+    """
+    first_ns = request.first_ns or 0
+    answered_ns = pair.answered_ns(first_ns, acknowledged=seen_late)
+    if answered_ns is None:
+        return None
+    least_ns = first_ns - pair.server.stirred_ns(answered_ns, control)
+    most_ns = answered_ns - pair.client.complete_ns(request.received_ns, control)
+    return max(0, least_ns) / 1000, (most_ns + SKEW_NS) / 1000
 
 
 def complaints(readings: Iterable[Reading], stories: Sequence[Story]) -> list[str]:
@@ -186,17 +204,21 @@ def errors_ms(times_us: Sequence[float], requests: Sequence[Answered]) -> list[f
     ]
 
 
-def misplaced(histogram: Sequence[int], delays_us: Sequence[float], seen_late: bool) -> list[str]:
-    """The requests that stand in a bucket that the server's log does not bear out.
+def misplaced(histogram: Sequence[int], times: Sequence[Span]) -> list[str]:
+    """The counted requests that stand in a bucket in which none of these times can be.
 
-    ``seen_late``: the balancer sees only acknowledgements, which the client may delay.
+    Each time takes one of them: of those that can take it, the one that can take the fewest more.
     """
     buckets = [place for place, count in enumerate(histogram) for _ in range(count)]
-    if len(buckets) != len(delays_us):
-        return [f"{len(buckets)} requests are counted, not {len(delays_us)}"]
-    late_us = DELAYED_ACK_US if seen_late else 0
-    return [
-        f"{delay_us / 1000:.1f} ms stands in bucket {found}, not {bucket(delay_us)}"
-        for found, delay_us in zip(buckets, sorted(delays_us), strict=True)
-        if not bucket(delay_us) - 1 <= found <= bucket(delay_us + late_us) + 1
-    ]
+    if len(buckets) != len(times):
+        return [f"{len(buckets)} requests are counted, not {len(times)}"]
+    left = sorted((bucket(most) + 1, bucket(least) - 1) for least, most in times)
+    wrong = []
+    for found in buckets:
+        fitting = [one for one in left if one[1] <= found <= one[0]]
+        if fitting:
+            left.remove(fitting[0])
+        else:
+            wrong.append(found)
+    ranges = ", ".join(f"{low} to {high}" for high, low in left)
+    return [f"a request stands in bucket {found}, not {ranges}" for found in wrong]

@@ -1,7 +1,8 @@
-"""A gRPC client: one channel, some calls, on a schedule.
+"""A gRPC client: one channel, some calls, one after the other or on top of each other.
 
-Arguments: target, then JSON: ``method``, ``calls`` (a list of messages, ``at_ms`` each: when it
-starts), ``linger_ms`` (how long the channel stays open after the last answer), ``ca`` (PEM: TLS).
+Arguments: target, then JSON: ``method``, ``calls`` (a list of messages, ``pause_ms`` each: how long
+after the previous call has ended it starts, or with ``overlap`` after that has started),
+``linger_ms`` (how long the channel stays open after the last answer), ``ca`` (PEM: TLS).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _channel(target: str, ca: str | None) -> Any:
 
 
 def main() -> None:
-    """Run the schedule; prints how many answers came."""
+    """Make the calls; prints how many answers came."""
     target, plan = sys.argv[1], json.loads(sys.argv[2])
     answers = []
 
@@ -38,11 +39,12 @@ def main() -> None:
             else:
                 answers.extend(channel.unary_stream("/prompt/Stream")(data, timeout=120))
 
-        started = time.monotonic()
         threads = [threading.Thread(target=call, args=(message,)) for message in plan["calls"]]
         for thread, message in zip(threads, plan["calls"], strict=True):
-            time.sleep(max(0.0, started + message.get("at_ms", 0) / 1000 - time.monotonic()))
+            time.sleep(message.get("pause_ms", 0) / 1000)
             thread.start()
+            if not plan.get("overlap"):
+                thread.join()
         for thread in threads:
             thread.join()
         time.sleep(plan.get("linger_ms", 0) / 1000)

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.netns.prompt.clients import Door
 from tests.netns.prompt.judge import Answered, Reading
 from tests.netns.prompt.ledger import Counted, Ledger, Watch
 from tests.netns.prompt.relay import Faults, Relay, behind_relay
-from tests.netns.prompt.tap import Segment, tapped
+from tests.netns.prompt.tap import Tap, tapped
 from tests.netns.site import Site, site, wait_until
 
 FIRST_PORT = 7100
@@ -44,7 +45,7 @@ class Played:
     to_ns: int = 0
     readings: list[Reading] = field(default_factory=list)
     times_us: list[float] = field(default_factory=list)  # of its answers, by the kernel
-    connections: dict[int, wire.Connection] = field(default_factory=dict)
+    connections: dict[int, wire.Pair] = field(default_factory=dict)  # by the client's port
     requests: dict[int, Answered] = field(default_factory=dict)
     left: int = 0  # bytes that still waited when all was over
     counted: Counted | None = None
@@ -133,7 +134,11 @@ def _logged(log: Path) -> dict[str, Answered]:
     }
 
 
-def _fill(played: Played, door: Door, watch: Watch, segments: list[Segment], log: Path) -> None:
+def _tapped(lab: Site, node: str) -> AbstractContextManager[Tap]:
+    return tapped(lab.lab.node(node).namespace, topology.NODE_INTERFACE)
+
+
+def _fill(played: Played, door: Door, watch: Watch, log: Path) -> None:
     """What was seen of a case."""
     margin_ns = 10**9
     played.readings = [
@@ -142,7 +147,6 @@ def _fill(played: Played, door: Door, watch: Watch, segments: list[Segment], log
         if played.from_ns - margin_ns < reading[0] < played.to_ns + margin_ns
     ]
     played.times_us = watch.times_us(played.backend)
-    played.connections = wire.connections(segments, door.port)
     prefix = f"{door.name}-"
     played.requests = {
         int(ident.removeprefix(prefix)): answered
@@ -198,21 +202,24 @@ def perform(forward: Forward, all_cases: Sequence[Case], hook: Hook = Hook.NATIV
         }
         backends = [played.backend for played in show.values()]
         with (
-            tapped(lab.lab.node("client").namespace, topology.NODE_INTERFACE) as tap,
+            _tapped(lab, "client") as near,
+            _tapped(lab, "client2") as behind,
+            _tapped(lab, "be1") as server,
             Watch(ledger, backends) as watch,
         ):
             with ThreadPoolExecutor(len(cases)) as pool:
                 for case in cases:
                     pool.submit(_play, show[case.name], doors[case.name])
             _await_nothing_waits(ledger, backends)
-            segments = tap.segments()
-        for played in show.values():
-            seen = relay.passed if played.case.relayed else segments
-            _fill(played, doors[played.case.name], watch, seen, log)
+            sent = {False: near.segments(), True: behind.segments()}
+            arrived = server.segments()
+        for name, played in show.items():
+            port = doors[name].port
+            played.connections = wire.pairs(sent[played.case.relayed], arrived, port)
+            _fill(played, doors[name], watch, log)
             played.counted = ledger.counted(played.backend)
             (played.left,) = ledger.waiting([played.backend])
-        answers = sum(ledger.counted(backend).answers for backend in backends)
-        metrics = _metrics(lab, answers)
+        metrics = _metrics(lab, [played.counted for played in show.values() if played.counted])
         for played in show.values():
             played.relay, played.metrics = relay, metrics
         return show
@@ -225,13 +232,23 @@ def _await_nothing_waits(ledger: Ledger, backends: Sequence[int]) -> None:
         time.sleep(0.1)
 
 
-def _metrics(lab: Site, answers: int) -> str:
-    """The page for Prometheus, as soon as it has so many answers, or as it is in the end."""
+def _metrics(lab: Site, counted: Sequence[Counted]) -> str:
+    """The page for Prometheus, as soon as it has all of that and nothing waits, or as it is in the
+    end. The agent reads the tables one after the other, so one may be older than another.
+    """
     url, deadline = "http://127.0.0.1:9117/metrics", time.monotonic() + _METRICS_AGE_S
+    answers, timed = sum(c.answers for c in counted), sum(sum(c.first_byte) for c in counted)
     while True:
         page: str = lab.run(lab.balancer.name, "curl", "-q", "-sS", "--noproxy", "*", url).stdout
-        lines = [x for x in page.splitlines() if x.startswith("steelyard_answers_total{")]
-        found = sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'service="web' not in line)
-        if found >= answers or time.monotonic() > deadline:
+        waits = _total(page, "steelyard_waiting_bytes")
+        shown = _total(page, "steelyard_answers_total")
+        shown_timed = _total(page, "steelyard_first_byte_seconds_count")
+        if (shown >= answers and shown_timed >= timed and not waits) or time.monotonic() > deadline:
             return page
         time.sleep(0.1)
+
+
+def _total(page: str, family: str) -> float:
+    """The sum of a family over the services of cases."""
+    lines = [line for line in page.splitlines() if line.startswith(f"{family}{{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'service="web' not in line)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-from ipaddress import ip_address
+from dataclasses import replace
 
 import pytest
 
@@ -18,21 +17,51 @@ from tests.netns.prompt.judge import (
     is_too_slow,
     misplaced,
     seen_while_computing,
+    time_of,
 )
-from tests.netns.prompt.tap import SYN, Segment, parse
-from tests.netns.prompt.wire import Connection
+from tests.netns.prompt.tap import PSH, RST, SYN, Segment
+from tests.netns.prompt.wire import Connection, Pair
 
 CLIENT, SERVER = ("192.0.2.1", 40_000), ("192.0.2.100", 443)
 MS = 1_000_000
 
 
-def connection(*sent: tuple[int, bytes], seq: int = 2**32 - 50) -> Connection:
+def client(at_ms: float, seq: int, payload: bytes = b"", ack: int = 1, flags: int = PSH) -> Segment:
+    return Segment(int(at_ms * MS), CLIENT, SERVER, seq % 2**32, ack, flags, payload)
+
+
+def server(at_ms: float, payload: bytes) -> Segment:
+    """Its numbers are odd, but each has its own."""
+    return Segment(int(at_ms * MS), SERVER, CLIENT, int(at_ms * 10_000), 0, 0, payload)
+
+
+def pair(*segments: Segment, late_ms: float = 1, arrived: list[Segment] | None = None) -> Pair:
+    """What a tap at the client saw, and a tap at the server: so much later of what the client sent
+    and earlier of what the server did; or, ``arrived``, this of the former.
+    """
+    sent = [s for s in segments if s.source == CLIENT]
+    if arrived is None:
+        arrived = [replace(s, at_ns=s.at_ns + int(late_ms * MS)) for s in sent]
+    said = [s for s in segments if s.source == SERVER]
+    arrived = arrived + [replace(s, at_ns=s.at_ns - int(late_ms * MS)) for s in said]
+    return wire.pairs(segments, arrived, 443)[CLIENT[1]]
+
+
+def sends(*sent: tuple[float, bytes], seq: int = 2**32 - 50) -> list[Segment]:
     """A client that sends these payloads at these milliseconds; its numbers wrap."""
-    segments = [Segment(0, CLIENT, SERVER, seq, 0, SYN, b"")]
+    segments = [client(0, seq, ack=0, flags=SYN)]
     for at_ms, payload in sent:
-        seq_now = (seq + 1 + sum(len(s.payload) for s in segments)) % 2**32
-        segments.append(Segment(at_ms * MS, CLIENT, SERVER, seq_now, 1, 0, payload))
-    return wire.connections(segments, 443)[CLIENT[1]]
+        seq_now = seq + 1 + sum(len(s.payload) for s in segments)
+        segments.append(client(at_ms, seq_now, payload))
+    return segments
+
+
+def connection(*sent: tuple[float, bytes]) -> Connection:
+    return pair(*sends(*sent)).client
+
+
+def answers(*at_ms: float) -> list[Segment]:
+    return [server(at, b"x" * 64) for at in at_ms]
 
 
 def readings(*steps: tuple[int, int, int]) -> list[Reading]:
@@ -45,7 +74,8 @@ def record(kind: int, size: int) -> bytes:
 
 
 PROMPT = bytes(500)
-ONE = Story(connection((100, PROMPT)), [Answered(105 * MS, 405 * MS)])
+ASKED = sends((100, PROMPT))
+ONE = Story(pair(*ASKED, *answers(406)), [Answered(105 * MS, 405 * MS)], seen_late=False)
 
 
 def test_what_happened_is_believed() -> None:
@@ -55,62 +85,56 @@ def test_what_happened_is_believed() -> None:
 
 
 def test_of_a_large_gap_only_a_part_has_to_be_counted() -> None:
-    """What is dropped before the balancer is sent again; of a gap, 64 KiB are believed."""
-    burst, lost = bytes(100_000), 70_000
-    found = connection((100, burst))
-    again = Segment(101 * MS, CLIENT, SERVER, found.first_seq % 2**32, 1, 0, burst[:lost])
-    found.add(again)
-    story = Story(found, [Answered(150 * MS, 405 * MS)])
-    unseen = lost - (1 << 16)
-    assert complaints(readings((200, 400, 100_000 - unseen)), [story]) == []
-    assert complaints(readings((200, 400, 100_000 - unseen - 1)), [story])
-    whole = Story(connection((100, burst)), [Answered(150 * MS, 405 * MS)])
-    assert complaints(readings((200, 400, 99_999)), [whole])
-
-
-def test_of_what_was_overtaken_only_a_part_has_to_be_counted_either() -> None:
-    """A busy host's balancer counted 983,088 bytes of 1,000,088: 57 segments had been overtaken."""
+    """A busy host's balancer counted 983,088 bytes of 1,000,088: 57 segments had been overtaken. Of
+    a gap, 64 KiB are believed.
+    """
     body, late = bytes(1_000_088), 57 * 1448
-    story = Story(connection((100, body)), [Answered(150 * MS, 405 * MS)])
-    assert complaints(readings((200, 400, 983_088)), [story])
-    found = connection((100, body))
-    sent = found.first_seq % 2**32
-    for kept in (57, 90):  # two duplicate acknowledgements, the second with a newer block before
-        blocks = [(sent + late, sent + kept * 1448 + 1448)]
-        if kept == 90:
-            blocks.insert(0, (sent + 400_000, sent + 401_448))
-        options = b"\x01\x01" + bytes((5, 2 + 8 * len(blocks)))
-        options += b"".join(struct.pack("!II", *(edge % 2**32 for edge in one)) for one in blocks)
-        answer = parse(ethernet(SERVER, CLIENT, 1, sent, options), 101 * MS)
-        assert answer is not None
-        assert answer.hole == late
-        found.add_hole(answer)
-    story = Story(found, [Answered(150 * MS, 405 * MS)])
+    sent = sends((100, body), seq=999)
+    ahead, behind = client(102, 1000 + late, body[late:]), client(103, 1000, body[:late])
+    request, reply = Answered(150 * MS, 405 * MS), answers(406)
+    found = pair(*sent, *reply, arrived=[sent[0], ahead, behind])
+    story = Story(found, [request], seen_late=False)
     assert complaints(readings((200, 400, 983_088)), [story]) == []
     assert complaints(readings((200, 400, 983_087)), [story])
+    whole = Story(pair(*sent, *reply), [request], seen_late=False)
+    assert complaints(readings((200, 400, 999_999)), [whole])
 
 
-def ethernet(
-    source: tuple[str, int], target: tuple[str, int], seq: int, ack: int, options: bytes
-) -> bytes:
-    """A frame with an acknowledgement; its checksums are not looked at."""
-    tcp = struct.pack("!HHII", source[1], target[1], seq, ack)
-    tcp += bytes(((20 + len(options)) // 4 << 4, 16)) + bytes(6) + options
-    addresses = b"".join(ip_address(each[0]).packed for each in (source, target))
-    ip = struct.pack("!BBHIBBH", 0x45, 0, 20 + len(tcp), 0, 64, 6, 0) + addresses
-    return bytes(12) + b"\x08\x00" + ip + tcp
+def test_what_has_come_to_the_server_has_to_be_counted_and_no_more_than_was_sent() -> None:
+    """The balancer was kept from its work for 60 ms, or what it sends on was."""
+    slow = pair(*ASKED, *answers(406), late_ms=60)
+    story = Story(slow, [Answered(165 * MS, 405 * MS)], seen_late=False)
+    for counted_at in (100, 130, 160):
+        seen = readings((90, counted_at, 0), (counted_at, 405, 500))
+        assert complaints(seen, [story]) == []
+    assert complaints(readings((195, 300, 0)), [story])
+    assert complaints(readings((100, 300, 501)), [story])
 
 
-def test_the_end_of_a_request_that_was_lost_has_to_be_counted_once_it_is_sent_again() -> None:
-    """Nothing shows before that anything is missing."""
+def test_the_end_of_a_request_that_was_lost_has_to_be_counted_once_it_has_come() -> None:
     body, lost = bytes(60_000), 20_000
-    found = connection((100, body))
-    end = (found.first_seq + len(body) - lost) % 2**32
-    found.add(Segment(320 * MS, CLIENT, SERVER, end, 1, 0, body[-lost:]))
-    story = Story(found, [Answered(350 * MS, 605 * MS)])
+    end = 1000 + len(body) - lost
+    sent = [*sends((100, body), seq=999), client(320, end, body[-lost:])]
+    arrived = [sent[0], client(101, 1000, body[:-lost]), client(321, end, body[-lost:])]
+    found = pair(*sent, *answers(606), arrived=arrived)
+    story = Story(found, [Answered(350 * MS, 605 * MS)], seen_late=False)
     assert complaints(readings((200, 300, 40_000), (352, 600, 60_000)), [story]) == []
     assert complaints(readings((200, 300, 39_999)), [story])
     assert complaints(readings((352, 600, 59_999)), [story])
+
+
+def test_an_answer_that_left_late_ends_the_waiting_late() -> None:
+    """The server stood still after it had noted the answer down; that says nothing of the kernel
+    as long as no tap has seen it.
+    """
+    request = Answered(105 * MS, 405 * MS)
+    story = Story(pair(*ASKED, *answers(1400)), [request], seen_late=False)
+    assert complaints(readings((101, 1399, 500), (1400, 2000, 0)), [story]) == []
+    assert complaints(readings((1700, 1800, 500)), [story])
+    acked = client(1440, 450, ack=65)
+    story = Story(pair(*ASKED, *answers(1400), acked), [request], seen_late=True)
+    assert complaints(readings((101, 1441, 500), (1441, 2000, 0)), [story]) == []
+    assert complaints(readings((1700, 1800, 500)), [story])
 
 
 @pytest.mark.parametrize(
@@ -130,16 +154,24 @@ def test_what_cannot_be_is_seen(what: str, steps: list[tuple[int, int, int]]) ->
 
 
 def test_a_request_that_follows_at_once_is_judged_by_itself() -> None:
-    both = connection((100, PROMPT), (406, PROMPT[:200]))
-    story = Story(both, [Answered(105 * MS, 405 * MS), Answered(410 * MS, 700 * MS)])
-    good = readings((101, 405, 500), (405, 406, 0), (440, 700, 200))
+    both = pair(*sends((100, PROMPT), (407, PROMPT[:200])), *answers(406, 701))
+    requests = [Answered(105 * MS, 405 * MS), Answered(410 * MS, 700 * MS)]
+    story = Story(both, requests, seen_late=False)
+    good = readings((101, 405, 500), (405, 407, 0), (440, 700, 200))
     assert complaints(good, [story]) == []
     assert complaints(readings((440, 700, 700)), [story])
+    assert complaints(readings((440, 700, 500)), [story])
+    slow = [*sends((100, PROMPT), (407, PROMPT[:200])), *answers(406, 901)]
+    requests[1] = Answered(460 * MS, 900 * MS)
+    story = Story(pair(*slow, late_ms=50), requests, seen_late=True)
+    assert complaints(readings((406, 456, 500), (456, 900, 200)), [story]) == []
+    assert complaints(readings((500, 505, 500)), [story]), "the server has the next request"
 
 
 def test_window_updates_are_no_requests() -> None:
-    talk = connection((100, PROMPT), (420, bytes(48)), (800, PROMPT), (1300, bytes(24)))
-    story = Story(talk, [Answered(105 * MS, 405 * MS), Answered(805 * MS, 1200 * MS)], control=56)
+    sent = sends((100, PROMPT), (420, bytes(48)), (800, PROMPT), (1300, bytes(24)))
+    requests = [Answered(105 * MS, 405 * MS), Answered(805 * MS, 1200 * MS)]
+    story = Story(pair(*sent, *answers(406, 1201)), requests, seen_late=False, control=56)
     good = readings((101, 405, 500), (660, 799, 0), (840, 1200, 500), (1500, 1600, 0))
     assert complaints(good, [story]) == []
     assert complaints(readings((660, 700, 48)), [story])
@@ -151,10 +183,11 @@ def frame(kind: int, size: int) -> bytes:
 
 def test_control_frames_of_http2_may_count_or_not() -> None:
     first = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 40)
-    talk = connection((100, first), (101, frame(8, 4)), (102, frame(1, 91) + frame(0, 291)))
-    assert talk.control_in(0, 1000) == 24 + 49 + 13
-    assert talk.control_in(10, 60) == 50
-    story = Story(talk, [Answered(110 * MS, 405 * MS)])
+    sent = sends((100, first), (101, frame(8, 4)), (102, frame(1, 91) + frame(0, 291)))
+    talk = pair(*sent, *answers(406))
+    assert talk.client.control_in(0, 1000) == 24 + 49 + 13
+    assert talk.client.control_in(10, 60) == 50
+    story = Story(talk, [Answered(110 * MS, 405 * MS)], seen_late=False)
     for waiting in (400, 413, 486):
         assert complaints(readings((140, 405, waiting), (655, 700, 0)), [story]) == []
     for waiting in (399, 487):
@@ -162,38 +195,41 @@ def test_control_frames_of_http2_may_count_or_not() -> None:
 
 
 def test_a_connection_that_broke_off_clears() -> None:
-    story = Story(
-        connection((100, PROMPT)), [Answered(105 * MS, None)], broke_ns=(300 * MS, 310 * MS)
-    )
+    request, broke_ns = Answered(105 * MS, None), (300 * MS, 310 * MS)
+    story = Story(pair(*ASKED), [request], seen_late=False, broke_ns=broke_ns)
     assert complaints(readings((110, 300, 500), (560, 700, 0)), [story]) == []
     assert complaints(readings((560, 700, 500)), [story])
+    late = pair(*ASKED, client(305, 450, flags=RST), late_ms=300)
+    story = Story(late, [request], seen_late=False, broke_ns=broke_ns)
+    assert complaints(readings((430, 605, 500), (605, 900, 0)), [story]) == []
+    assert complaints(readings((860, 900, 500)), [story])
 
 
 def test_what_was_lost_and_came_again_counts_once() -> None:
     first, second = bytes(100), bytes(60)
-    segments = [
-        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
-        Segment(2 * MS, CLIENT, SERVER, 1100, 1, 0, second),
-        Segment(3 * MS, CLIENT, SERVER, 1000, 1, 0, first),
-        Segment(4 * MS, CLIENT, SERVER, 1000, 1, 0, first),
-    ]
-    talk = wire.connections(segments, 443)[CLIENT[1]]
+    opened, early = client(0, 999, ack=0, flags=SYN), client(2, 1100, second)
+    talk = pair(opened, early, client(3, 1000, first), client(4, 1000, first)).client
     assert [talk.bytes_at(at_ms * MS) for at_ms in (1, 2, 3, 4)] == [0, 160, 160, 160]
     assert talk.stream == first + second
+    assert talk.gaps(4 * MS) == [100]
+    assert talk.reached_ns(159) == 2 * MS
+    assert talk.complete_ns(9 * MS, 0) == 3 * MS, "its beginning came last"
+    assert talk.stirred_ns(9 * MS, 0) == 4 * MS
+    assert talk.stirred_ns(4 * MS, 0) == 3 * MS
 
 
 def test_a_handshake_whose_beginning_is_missing_may_count_until_it_comes() -> None:
     hello, request = record(22, 1500), record(23, 400)
     flight = record(20, 1) + record(23, 69)
-    segments = [
-        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
-        Segment(2 * MS, CLIENT, SERVER, 2000, 1, 0, hello[1000:]),
-        Segment(202 * MS, CLIENT, SERVER, 1000, 1, 0, hello[:1000]),
-        Segment(210 * MS, CLIENT, SERVER, 2505, 1, 0, flight),
-        Segment(300 * MS, CLIENT, SERVER, 2585, 1, 0, request),
-    ]
-    talk = wire.connections(segments, 443)[CLIENT[1]]
-    story = Story(talk, [Answered(305 * MS, 605 * MS)])
+    talk = pair(
+        client(0, 999, ack=0, flags=SYN),
+        client(2, 2000, hello[1000:]),
+        client(202, 1000, hello[:1000]),
+        client(210, 2505, flight),
+        client(300, 2585, request),
+        server(606, record(23, 300)),
+    )
+    story = Story(talk, [Answered(305 * MS, 605 * MS)], seen_late=False)
     good = readings((2, 202, 1505), (202, 299, 0), (331, 605, 405), (605, 900, 0))
     assert complaints(good, [story]) == []
     assert complaints(readings((240, 260, 1505)), [story])
@@ -221,14 +257,71 @@ def test_buckets_are_half_octaves(microseconds: float, place: int) -> None:
     assert bucket(microseconds) == place
 
 
+def histogram(*times_us: float) -> list[int]:
+    found = [0] * 44
+    for time_us in times_us:
+        found[bucket(time_us)] += 1
+    return found
+
+
 def test_a_request_in_the_wrong_bucket_is_seen() -> None:
-    histogram = [0] * 44
-    histogram[bucket(300_000)] = 1
-    assert misplaced(histogram, [300_000], seen_late=False) == []
-    assert misplaced(histogram, [100_000], seen_late=False)
-    assert misplaced(histogram, [1_000_000], seen_late=True)
-    assert misplaced(histogram, [], seen_late=False)
-    assert misplaced(histogram, [300_000, 300_000], seen_late=False)
+    counted, time = histogram(300_000), (300_000, 331_000)
+    assert misplaced(counted, [time]) == []
+    assert misplaced(counted, [(100_000, 131_000)])
+    assert misplaced(counted, [(1_000_000, 1_100_000)])
+    assert misplaced(counted, [])
+    assert misplaced(counted, [time, time])
+
+
+def test_each_time_takes_one_request() -> None:
+    wide, narrow = (300_000, 2_000_000), (400_000, 430_000)
+    for kernel in ((300_000, 420_000), (420_000, 2_000_000), (400_000, 1_000_000)):
+        assert misplaced(histogram(*kernel), [wide, narrow]) == []
+        assert misplaced(histogram(*kernel), [narrow, wide]) == []
+    assert misplaced(histogram(1_000_000, 2_000_000), [wide, narrow])
+    assert misplaced(histogram(100_000, 420_000), [wide, narrow])
+
+
+ANSWERED = Answered(105 * MS, 405 * MS)
+
+
+@pytest.mark.parametrize(
+    ("what", "request_", "segments", "times_ms"),
+    [
+        ("nothing stood still", ANSWERED, answers(406), (304, 336)),
+        ("the server read it late", Answered(1105 * MS, 1405 * MS), answers(1406), (1304, 1336)),
+        ("it answered late", ANSWERED, answers(1406), (304, 1336)),
+        ("its head came late", ANSWERED, [server(406, b"HTTP/1.1 200"), *answers(506)], (304, 436)),
+        ("sent again", ANSWERED, [client(300, -49, PROMPT), *answers(406)], (104, 336)),
+        ("a keep-alive probe", ANSWERED, [client(300, 450, b"p"), *answers(406)], (304, 336)),
+    ],
+)
+def test_a_time_is_judged_by_what_passed_the_balancer(
+    what: str, request_: Answered, segments: list[Segment], times_ms: tuple[int, int]
+) -> None:
+    span = time_of(pair(*ASKED, *segments), request_, seen_late=False)
+    assert span == tuple(1000 * time_ms for time_ms in times_ms), what
+
+
+def test_where_acknowledgements_are_seen_they_end_the_time() -> None:
+    found = pair(*ASKED, *answers(406), client(446, 450, ack=65), client(450, 450, ack=99))
+    assert time_of(found, ANSWERED, seen_late=True) == (304_000, 377_000)
+    assert time_of(pair(*ASKED, *answers(406)), ANSWERED, seen_late=True) is None
+
+
+def test_the_time_of_what_cannot_be_read_ends_with_what_comes_first() -> None:
+    hello, request = record(22, 500), record(23, 400)
+    sent = sends((10, hello), (100, request))
+    found = pair(*sent, server(406, bytes(300)), server(506, bytes(300)))
+    assert time_of(found, ANSWERED, seen_late=False) == (304_000, 336_000)
+
+
+def test_control_frames_behind_a_request_do_not_change_its_time() -> None:
+    first = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(1, 91)
+    sent = sends((100, first), (130, frame(4, 0) + frame(8, 4) + frame(6, 40)))
+    request = Answered(135 * MS, 405 * MS)
+    span = time_of(pair(*sent, *answers(406)), request, seen_late=False, control=56)
+    assert span == (274_000, 336_000), "whether they do or not"
 
 
 def test_times_are_held_against_the_log_in_the_order_of_the_answers() -> None:
@@ -254,16 +347,57 @@ def test_times_are_held_against_the_log_in_the_order_of_the_answers() -> None:
 def test_what_came_as_late_as_answers_do_decides_nothing(
     said: list[tuple[int, int]], acknowledged: list[tuple[int, int]], slow: tuple[bool, bool]
 ) -> None:
-    segments = [
-        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
-        Segment(100 * MS, CLIENT, SERVER, 1000, 1, 0, PROMPT),
-        Segment(102 * MS, CLIENT, SERVER, 1500, 1, 0, b""),
-        *(Segment(at * MS, SERVER, CLIENT, 1, 1500, 0, bytes(size)) for at, size in said),
-        *(Segment(at * MS, CLIENT, SERVER, 1500, ack, 0, b"") for at, ack in acknowledged),
-    ]
-    talk = wire.connections(segments, 443)[CLIENT[1]]
+    talk = pair(
+        client(0, 999, ack=0, flags=SYN),
+        client(100, 1000, PROMPT),
+        client(102, 1500),
+        *(server(at, bytes(size)) for at, size in said),
+        *(client(at, 1500, ack=ack) for at, ack in acknowledged),
+    )
     request = Answered(105 * MS, 405 * MS)
     assert tuple(is_too_slow(talk, request, seen_late) for seen_late in (False, True)) == slow
+
+
+@pytest.mark.parametrize("seen_late", [False, True])
+def test_what_comes_late_in_the_middle_of_a_request_decides_nothing(seen_late: bool) -> None:
+    """Windows of HTTP/2: a client sends as much as it may, and the server says late that it may go
+    on.
+    """
+    opened, half = client(0, 999, ack=0, flags=SYN), PROMPT[:250]
+    for pause_ms, slow in ((20, False), (120, True)):
+        on_ms = 100 + pause_ms
+        window = server(on_ms, bytes(35))
+        rest = client(on_ms + 1, 1250, half, ack=36)
+        ack = client(on_ms, 1250, ack=36)
+        found = pair(opened, client(1, 1000), client(100, 1000, half), window, ack, rest)
+        assert is_too_slow(found, Answered(305 * MS, 605 * MS), seen_late) is slow
+
+
+def test_what_was_heard_of_the_answer_before_does_not_matter() -> None:
+    opened, first = client(0, 999, ack=0, flags=SYN), client(100, 1000, PROMPT)
+    heard = [*answers(406, 506, 606), *(client(at, 1500, ack=at) for at in (407, 507, 607))]
+    found = pair(opened, client(1, 1000), first, *heard, client(700, 1500, PROMPT, ack=900))
+    second = Answered(705 * MS, 1005 * MS)
+    for seen_late in (False, True):
+        assert not is_too_slow(found, second, seen_late, after_ns=405 * MS)
+        assert is_too_slow(found, second, seen_late), "if all were one request"
+
+
+def test_an_acknowledgement_that_came_late_to_the_balancer_decides_nothing() -> None:
+    sent = [*sends((100, PROMPT), seq=999), client(130, 1500, ack=186)]
+    request = Answered(105 * MS, 405 * MS)
+    assert not is_too_slow(pair(*sent), request, seen_late=True)
+    for late_ms in (60, 300):
+        arrived = [*sent[:-1], client(130 + late_ms, 1500, ack=186)]
+        assert is_too_slow(pair(*sent, arrived=arrived), request, seen_late=True)
+
+
+def test_an_answer_right_after_what_was_sent_again_decides_nothing() -> None:
+    """The packet path takes it for what is no answer."""
+    sent = [client(0, 999, ack=0, flags=SYN), client(1, 1000), client(100, 1000, PROMPT)]
+    for again_ms, slow in ((200, False), (350, True), (405.5, True)):
+        found = pair(*sent, client(again_ms, 1000, PROMPT), *answers(407))
+        assert is_too_slow(found, ANSWERED, seen_late=False) is slow
 
 
 @pytest.mark.parametrize(("handshake_ms", "slow"), [(20, False), (130, False), (140, True)])
@@ -271,12 +405,9 @@ def test_an_answer_within_a_long_handshakes_time_decides_nothing(
     handshake_ms: int, slow: bool
 ) -> None:
     """The packet path takes a short first answer for a head then, and the client's FIN came."""
-    segments = [
-        Segment(0, CLIENT, SERVER, 999, 0, SYN, b""),
-        Segment(handshake_ms * MS, CLIENT, SERVER, 1000, 1, 0, b""),
-        Segment(200 * MS, CLIENT, SERVER, 1000, 1, 0, PROMPT),
-    ]
-    talk = wire.connections(segments, 443)[CLIENT[1]]
+    talk = pair(
+        client(0, 999, ack=0, flags=SYN), client(handshake_ms, 1000), client(200, 1000, PROMPT)
+    )
     assert is_too_slow(talk, Answered(205 * MS, 500 * MS), seen_late=True) is slow
 
 
@@ -284,8 +415,7 @@ def test_control_frames_behind_a_request_do_not_begin_its_time_anew() -> None:
     """A client of HTTP/2 acknowledges settings when it gets to it; the head came 75 ms after the
     request, and 45 ms after that.
     """
-    talk = connection((100, PROMPT), (130, bytes(9)))
-    talk.add_ack(Segment(175 * MS, CLIENT, SERVER, 1510, 186, 0, b""))
+    talk = pair(*sends((100, PROMPT), (130, bytes(9))), client(175, 460, ack=186))
     request = Answered(135 * MS, 505 * MS)
     assert is_too_slow(talk, request, seen_late=True, control=56)
     assert not is_too_slow(talk, request, seen_late=True)

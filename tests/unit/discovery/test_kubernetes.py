@@ -362,10 +362,23 @@ def test_410_in_the_middle_of_a_watch_is_noticed(tmp_path: Path):
 def test_a_watch_that_is_silent_for_too_long_is_broken_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(kubernetes, "WATCH_S", 0.1)
-    monkeypatch.setattr(kubernetes, "GRACE_S", 0.1)
+    take, speaks = kubernetes._take, event("ADDED", piece("c", "10.1.0.7", version="21"))
+
+    def silence(seconds: float) -> None:
+        monkeypatch.setattr(kubernetes, "WATCH_S", seconds)
+        monkeypatch.setattr(kubernetes, "GRACE_S", seconds)
+
+    def taken(known: Any, events: Any) -> None:
+        take(known, events)
+        silence(0.1)  # what the watch has to say was heard
+
+    async def other(request: web.BaseRequest) -> web.StreamResponse:
+        silence(60.0)
+        return await watches(speaks, end="hang")(request)
+
+    silence(60.0)
+    monkeypatch.setattr(kubernetes, "_take", taken)
     silent = watches(bookmark("20"), end="hang")
-    other = watches(event("ADDED", piece("c", "10.1.0.7", version="21")), end="hang")
     found, queries = follow(tmp_path, lists(), silent, other, count=2)
     assert found == [named(), named("10.1.0.7")]
     assert queries[2]["resourceVersion"] == "20"

@@ -573,11 +573,21 @@ async def test_a_rollout_is_promoted_by_its_time(memory: Memory, tmp_path: Path)
     async with works(one, three):
         await one.at(1)
         await three.at(1)
-        await store.add(known, order(2, trial=Trial(("lb3",), 0.2)))
+        await store.add(known, order(2, trial=Trial(("lb3",), 3600.0)))
         await three.at(2)
-        assert one.member.version == 1
+        reported = set[int]()
+
+        def has_judged() -> bool:
+            assert one.member.version == 1
+            value, revision, _ = memory.rows.get(PREFIX + NODES + "lb3", (b"{}", 0, None))
+            if json.loads(value).get("version") == 2:
+                reported.add(revision)
+            return len(reported) >= 3  # it judges after each report
+
+        await one.until(has_judged)
         with pytest.raises(ConflictError, match="lbctl rollout promote"):
             three.member.writable()
+        three.member.since -= 3600.0  # an hour goes by
         await one.at(2)
         active = one.member.active
         assert active is not None

@@ -26,9 +26,9 @@ from agent.health.rules import ProbeResult
 from agent.model import CheckKind, HealthCheck
 
 LOOPBACK = ip_address("127.0.0.1")
-TCP = HealthCheck(kind=CheckKind.TCP, timeout_s=2.0)
-HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_s=2.0, path="/health")
-HTTPS = HealthCheck(kind=CheckKind.HTTPS, timeout_s=2.0, host="gpu.example")
+TCP = HealthCheck(kind=CheckKind.TCP, timeout_s=20.0)
+HTTP = HealthCheck(kind=CheckKind.HTTP, timeout_s=20.0, path="/health")
+HTTPS = HealthCheck(kind=CheckKind.HTTPS, timeout_s=20.0, host="gpu.example")
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n"
 
@@ -131,7 +131,7 @@ def test_checks_over_ipv6() -> None:
 def test_the_check_s_own_port_goes_before_the_service_s() -> None:
     async def run() -> ProbeResult:
         async with raw_server(silent) as port:
-            check = HealthCheck(kind=CheckKind.TCP, port=port)
+            check = HealthCheck(kind=CheckKind.TCP, port=port, timeout_s=20.0)
             return await probe(check, LOOPBACK, 1, Patience())
 
     assert asyncio.run(run()).ok
@@ -150,7 +150,7 @@ def test_the_check_s_own_port_goes_before_the_service_s() -> None:
 def test_http_status_is_compared_with_what_is_expected(
     status: int, expect: tuple[tuple[int, int], ...], ok: bool
 ) -> None:
-    check = HealthCheck(kind=CheckKind.HTTP, timeout_s=2.0, expect_status=expect)
+    check = HealthCheck(kind=CheckKind.HTTP, timeout_s=20.0, expect_status=expect)
     result = ask(check, status_of(status))
     assert result.ok is ok
     assert result.detail.startswith(f"HTTP {status} in ")
@@ -169,7 +169,7 @@ def test_request_is_what_the_configuration_says() -> None:
         return web.Response()
 
     check = HealthCheck(
-        kind=CheckKind.HTTP, method="HEAD", path="/a%2Fb?x=1", host="gpu.example", timeout_s=2.0
+        kind=CheckKind.HTTP, method="HEAD", path="/a%2Fb?x=1", host="gpu.example", timeout_s=20.0
     )
     assert ask(check, handler).ok
     assert seen == ["HEAD", "/a%2Fb?x=1", "gpu.example"]
@@ -334,7 +334,7 @@ def test_https_says_for_whom_a_certificate_is_not(
 def test_https_without_verification_passes_and_sends_the_host_as_server_name(
     tls: ssl.SSLContext,
 ) -> None:
-    check = HealthCheck(kind=CheckKind.HTTPS, timeout_s=2.0, host="gpu.example", verify_tls=False)
+    check = HealthCheck(kind=CheckKind.HTTPS, timeout_s=20.0, host="gpu.example", verify_tls=False)
     result, names = ask_tls(check, tls)
     assert result.ok, result.detail
     assert names == ["gpu.example"]

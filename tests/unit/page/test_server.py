@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import shutil
 import ssl
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
@@ -138,7 +139,9 @@ def test_it_tells_all_that_it_shows():
     visit(work)
 
 
-def test_many_who_look_at_once_cost_what_one_does():
+def test_many_who_look_at_once_cost_what_one_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "FRESH_S", 3600.0)
+
     async def work(site: Site) -> None:
         answers = await asyncio.gather(*(site.get("/v1/page") for _ in range(6)))
         assert {status for status, _ in answers} == {200}
@@ -265,17 +268,27 @@ def test_what_hinders_it_is_said_once_and_tried_again(
     words: str,
 ):
     monkeypatch.setattr(server, "AGAIN_S", 0.02)
-    pem, key = certificate(tmp_path)
-    asked = StatusPage(HERE, token_file(tmp_path), pem, key)
+    good = tmp_path / "good"
+    good.mkdir()
+    for each in (*certificate(good), token_file(good)):
+        shutil.copy2(each, tmp_path)
+    asked = StatusPage(HERE, *(tmp_path / name for name in ("token", "page.pem", "page.key")))
     spoil(tmp_path)
+    attempts, start = list[PageServer](), PageServer._start
+
+    async def counted(serving: PageServer) -> None:
+        attempts.append(serving)
+        await start(serving)
+
+    monkeypatch.setattr(PageServer, "_start", counted)
 
     async def work() -> None:
         serving = PageServer(FakeControl(), asked)
         keeping = asyncio.create_task(serving.keep())
-        await asyncio.sleep(0.3)
+        await until(lambda: len(attempts) >= 5)
         assert serving.address is None
-        certificate(tmp_path)
-        token_file(tmp_path)
+        for each in sorted(good.iterdir()):
+            each.replace(tmp_path / each.name)  # in one piece: an attempt may read it meanwhile
         await until(lambda: serving.address is not None)
         keeping.cancel()
         await serving.stop()

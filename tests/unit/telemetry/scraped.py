@@ -14,7 +14,7 @@ from agent.telemetry.monitor import Key, TelemetryMonitor
 from agent.telemetry.report import Failure, Report
 
 KEY: Key = (BackendRef("chat", "gpu-1"), Topic.ENGINE)
-FAST = Telemetry(TelemetryKind.TGI, interval_s=0.02, timeout_s=5.0)
+FAST = Telemetry(TelemetryKind.TGI, interval_s=0.02, timeout_s=60.0)
 IMPATIENT = Telemetry(TelemetryKind.TGI, interval_s=0.02, timeout_s=0.25)
 
 type Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

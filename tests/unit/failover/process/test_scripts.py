@@ -11,9 +11,10 @@ from agent.failover.model import TrackedScript
 from agent.failover.process import runner
 from agent.failover.process.scripts import Scripts
 
-TRUE = TrackedScript("true", ("/bin/true",), interval_s=0.05)
-FALSE = TrackedScript("false", ("/bin/false",), interval_s=0.05)
-NONE = TrackedScript("none", ("/nonexistent/command",), interval_s=0.05)
+# However slow the host is, these end in time.
+TRUE = TrackedScript("true", ("/bin/true",), interval_s=0.05, timeout_s=60.0)
+FALSE = TrackedScript("false", ("/bin/false",), interval_s=0.05, timeout_s=60.0)
+NONE = TrackedScript("none", ("/nonexistent/command",), interval_s=0.05, timeout_s=60.0)
 
 
 async def until(so: Callable[[], bool]) -> None:
@@ -53,7 +54,7 @@ def test_a_script_that_takes_too_long_has_failed() -> None:
 
 def test_a_script_runs_as_the_user_that_is_named() -> None:
     command = ("/bin/sh", "-c", 'test "$(id -un)" = nobody && test "$HOME" = /nonexistent')
-    mine = TrackedScript("mine", command, interval_s=0.05)
+    mine = TrackedScript("mine", command, interval_s=0.05, timeout_s=60.0)
     theirs = replace(mine, name="theirs", run_as="nobody")
     nobodys = replace(mine, name="nobodys", run_as="no-such-user")
 
