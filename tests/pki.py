@@ -18,6 +18,7 @@ default_crl_days = 2
 rand_serial = yes
 new_certs_dir = {folder}
 policy = any
+{numbers}
 [any]
 organizationName = optional
 commonName = optional
@@ -67,12 +68,15 @@ def client_context(authority: Authority, pair: Pair | None = None) -> ssl.SSLCon
 class Authority:
     """A certificate authority in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, numbered: bool = False) -> None:
+        """``numbered``: its lists of revoked certificates have numbers."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.certificate, self._key = folder / "ca.pem", folder / "ca.key"
         self._config = folder / "ca.cnf"
-        self._config.write_text(_CA.format(folder=folder))
+        numbers = f"crlnumber = {folder}/number" if numbered else ""
+        self._config.write_text(_CA.format(folder=folder, numbers=numbers))
+        (folder / "number").write_text("01\n")
         (folder / "index.txt").touch()
         openssl("req", "-x509", *_NEW_KEY, "-days", "2", "-subj", f"/CN={folder.name}",
                 "-keyout", self._key, "-out", self.certificate)  # fmt: skip

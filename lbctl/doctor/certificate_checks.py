@@ -1,7 +1,10 @@
-"""Judges certificates: the status page's, the fleet's, and those that health checks verify."""
+"""Judges certificates: the status page's, the API's, the fleet's, and those that health checks
+verify.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from agent.humanise import age
@@ -23,6 +26,9 @@ _SOON_S = {
     CertificateUse.SERVER: 14 * _DAY_S,
     CertificateUse.STORE: 30 * _DAY_S,
     CertificateUse.STORE_CA: 30 * _DAY_S,
+    CertificateUse.API: 14 * _DAY_S,
+    CertificateUse.API_CA: 30 * _DAY_S,
+    CertificateUse.API_CRL: _DAY_S // 2,  # often made anew every day
 }
 _RENEW = {
     CertificateUse.PAGE: "renew it in place (certbot renew); the agent takes a new file within a "
@@ -32,11 +38,19 @@ _RENEW = {
     "reads it again",
     CertificateUse.STORE_CA: "add the new CA's certificate to the file, then renew the "
     "certificates of etcd's members",
+    CertificateUse.API: "replace it and its key; `lb-agent api` takes new files within seconds",
+    CertificateUse.API_CA: "add the new CA's certificate to the file, then renew the clients' "
+    "certificates: once it has ended, none that it signed is let in",
+    CertificateUse.API_CRL: "have the CA issue a new list, and replace the file: once it has "
+    "ended, nobody is let in",
 }
 _CORRECT = {
     CertificateUse.PAGE: "status_page.certificate: a PEM file",
     CertificateUse.STORE: "fleet.etcd.cert_file: a PEM file",
     CertificateUse.STORE_CA: "fleet.etcd.ca_file: a PEM file",
+    CertificateUse.API: "api.certificate: a PEM file",
+    CertificateUse.API_CA: "api.client_ca: a PEM file",
+    CertificateUse.API_CRL: "api.crl_file: a PEM file",
 }
 
 
@@ -60,8 +74,9 @@ def certificates(facts: Facts, _ask: Question) -> Iterator[Finding]:
             yield Finding("certificate", Verdict.PROBLEM, _expiry(ended, facts.now, "ended"), fix)
         if ending:
             yield Finding("certificate", Verdict.WARNING, _expiry(ending, facts.now, "ends"), fix)
-    if found and not bad:
-        soonest = min(one.until for one in found if one.until is not None)
+    ends = [one.until for one in found if one.until is not None and math.isfinite(one.until)]
+    if ends and not bad:
+        soonest = min(ends)
         yield Finding("certificate", Verdict.OK, f"the next one ends in {age(soonest - facts.now)}")
 
 

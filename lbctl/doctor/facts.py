@@ -191,13 +191,17 @@ class CertificateUse(enum.Enum):
     SERVER = "a server, as the agent's health check sees it"
     STORE = "this balancer as a client of its fleet's store"
     STORE_CA = "the members of the fleet's store, whose certificates it signs"
+    API = "the API for other hosts"
+    API_CA = "the API's clients, whose certificates it signs"
+    API_CRL = "the API's clients: the list of those that were revoked"
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate that this host depends on.
+    """A certificate that this host depends on, or a list of revoked ones.
 
-    ``until``: its end in seconds since the epoch; None: it cannot be read, for ``problem``.
+    ``until``: its end in seconds since the epoch, infinity: it has none; None: it cannot be read,
+    for ``problem``.
     ``common_name``: of its subject; empty: it has none.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,9 @@ from lbctl.environment import Agent
 
 _MOST_BACKENDS = 10_000
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL | re.ASCII)
-_SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
+_PEM_CRL = re.compile(r"-----BEGIN X509 CRL-----(.+?)-----END X509 CRL-----", re.DOTALL | re.ASCII)
+_INTEGER, _SEQUENCE, _VERSION = 0x02, 0x30, 0xA0
+_UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 _COMMON_NAME = bytes((0x55, 0x04, 0x03))  # OID 2.5.4.3
 _BEFORE_VALIDITY = 3  # serial number, algorithm, issuer; a version may precede them
 
@@ -25,12 +29,12 @@ def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate,
     checks have seen.
     """
     etcd = (config.get("fleet") or {}).get("etcd") or {}
+    page, api = config.get("status_page") or {}, config.get("api") or {}
     named = (
-        (
-            CertificateUse.PAGE,
-            "the status page",
-            (config.get("status_page") or {}).get("certificate"),
-        ),
+        (CertificateUse.PAGE, "the status page", page.get("certificate")),
+        (CertificateUse.API, "the API", api.get("certificate")),
+        (CertificateUse.API_CA, "the CA of the API's clients", api.get("client_ca")),
+        (CertificateUse.API_CRL, "the list of revoked clients of the API", api.get("crl_file")),
         (CertificateUse.STORE, "this balancer as a client of etcd", etcd.get("cert_file")),
         (CertificateUse.STORE_CA, "the CA of etcd", etcd.get("ca_file")),
     )
@@ -41,11 +45,14 @@ def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate,
 def _of_file(use: CertificateUse, where: str, path: Path) -> Certificate:
     try:
         text = path.read_text(encoding="utf-8")
-        if use is CertificateUse.STORE_CA:
-            # While a CA is replaced, the file has the old one and the new one.
-            until, common_name = max(certificates(text))
-        else:
-            until, common_name = next(certificates(text))
+        match use:
+            case CertificateUse.API_CRL:
+                until, common_name = min(revocations(text)), ""
+            case CertificateUse.STORE_CA | CertificateUse.API_CA:
+                # While a CA is replaced, the file has the old one and the new one.
+                until, common_name = max(certificates(text))
+            case _:
+                until, common_name = next(certificates(text))
     except PermissionError:
         return Certificate(where, None, "you cannot read it", denied=True, use=use)
     except OSError as error:
@@ -88,6 +95,41 @@ def certificates(pem: str) -> Iterator[tuple[float, str]]:
             raise ValueError("what is in it is no certificate") from error
 
 
+def revocations(pem: str) -> Iterator[float]:
+    """Yield for each list of revoked certificates in a file when the next one is due, in seconds
+    since the epoch; infinity: that is not said.
+
+    Raises ValueError if there is no list.
+    """
+    found = _PEM_CRL.findall(pem)
+    if not found:
+        raise ValueError("there is no list of revoked certificates in it")
+    for text in found:
+        try:
+            yield _next_update(base64.b64decode(text))
+        except (ValueError, IndexError) as error:
+            raise ValueError("what is in it is no list of revoked certificates") from error
+
+
+def _next_update(der: bytes) -> float:
+    """Return ``nextUpdate``: RFC 5280, section 5.1, has it behind algorithm, issuer and
+    ``thisUpdate`` in the signed part; a version may precede them.
+    """
+    _, whole, _ = _element(der)
+    _, signed, _ = _element(whole)
+    kind, _, rest = _element(signed)
+    if kind == _INTEGER:
+        _, _, rest = _element(rest)
+    _, _, rest = _element(rest)
+    kind, _, rest = _element(rest)
+    if kind not in (_UTC_TIME, _GENERALIZED_TIME):
+        raise ValueError(f"element {kind:#x} in the place of thisUpdate")
+    if not rest or rest[0] not in (_UTC_TIME, _GENERALIZED_TIME):
+        return math.inf
+    kind, text, _ = _element(rest)
+    return _time(kind, text)
+
+
 def _end_and_name(der: bytes) -> tuple[float, str]:
     """Return ``notAfter`` and the common name: RFC 5280, section 4.1, has ``validity`` and
     ``subject`` as the fifth and the sixth field of the signed part.
@@ -109,6 +151,10 @@ def _end_and_name(der: bytes) -> tuple[float, str]:
 def _not_after(validity: bytes) -> float:
     _, _, rest = _element(validity)
     kind, text, _ = _element(rest)
+    return _time(kind, text)
+
+
+def _time(kind: int, text: bytes) -> float:
     # %y: 69 and above mean 19.., for UTCTime 50 and above; no certificate of today ends there.
     form = "%y%m%d%H%M%SZ" if kind == _UTC_TIME else "%Y%m%d%H%M%SZ"
     return datetime.strptime(text.decode(), form).replace(tzinfo=UTC).timestamp()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import math
 import os
 import subprocess
 from datetime import datetime
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lbctl.doctor import gather_agent, gather_certificates
+from lbctl.doctor import certificate_checks, gather_agent, gather_certificates
 from lbctl.doctor.checks import examine
 from lbctl.doctor.facts import (
     Certificate,
@@ -24,6 +26,7 @@ from lbctl.doctor.facts import (
 )
 from tests.cli.doctor_facts import HOST, PROCESS, RUNNING, STATUS, facts, verdicts
 from tests.cli.test_doctor_failover import STANDING, configured
+from tests.pki import Authority
 
 DAY_S = 86_400
 NOW = 1_800_000_000.0
@@ -145,6 +148,18 @@ ONLY_BPF = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"})
             "certificate",
             "problem",
             "us: no PEM; fleet.etcd.cert_file",
+        ),
+        (
+            certified(Certificate("the list", NOW - DAY_S, use=CertificateUse.API_CRL)),
+            "certificate",
+            "problem",
+            "of the list: ended 1d00h ago; have the CA issue a new list",
+        ),
+        (
+            certified(Certificate("the list", NOW + DAY_S / 4, use=CertificateUse.API_CRL)),
+            "certificate",
+            "warning",
+            "of the list: ends in 6h00m; have the CA issue a new list",
         ),
     ],
 )
@@ -379,6 +394,82 @@ def test_certificates_of_the_fleet_are_gathered_with_the_common_name_of_ours(tmp
     assert (ca.use, ca.until) == (CertificateUse.STORE_CA, ends[2])
     (missing,) = gather_certificates.gather({"fleet": {"etcd": {"cert_file": "/none"}}}, None)
     assert (missing.use, missing.until) == (CertificateUse.STORE, None)
+
+
+def test_certificates_of_the_api_and_its_list_are_gathered(tmp_path):
+    ca = Authority(tmp_path / "ca")
+    server = ca.issue("server", "/CN=lb1")
+    settings = {
+        "certificate": str(server.certificate),
+        "client_ca": str(ca.certificate),
+        "crl_file": str(ca.revoked(server)),
+    }
+    found = gather_certificates.gather({"api": settings}, None)
+    assert [each.use for each in found] == [
+        CertificateUse.API,
+        CertificateUse.API_CA,
+        CertificateUse.API_CRL,
+    ]
+    assert found[2].until == due(ca.revoked())
+    settings["crl_file"] = settings["client_ca"]
+    wrong = gather_certificates.gather({"api": settings}, None)[2]
+    assert (wrong.until, wrong.problem) == (None, "there is no list of revoked certificates in it")
+
+
+def due(path):
+    said = subprocess.run(
+        ["openssl", "crl", "-noout", "-nextupdate", "-dateopt", "iso_8601", "-in", str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return datetime.fromisoformat(said.stdout.strip().removeprefix("nextUpdate=")).timestamp()
+
+
+@pytest.mark.parametrize("numbered", [False, True])  # a list with extensions says its version
+def test_a_list_is_due_when_openssl_says(tmp_path, numbered):
+    ca = Authority(tmp_path / "ca", numbered=numbered)
+    path = ca.revoked(ca.issue("one", "/CN=one"), ca.issue("two", "/CN=two"))
+    assert list(gather_certificates.revocations(path.read_text())) == [due(path)]
+
+
+def der(kind, *parts):
+    content = b"".join(parts)
+    return bytes((kind, len(content))) + content
+
+
+def crl(*signed):
+    whole = base64.b64encode(der(0x30, der(0x30, *signed))).decode()
+    return f"-----BEGIN X509 CRL-----\n{whole}\n-----END X509 CRL-----\n"
+
+
+BEGINNING = (der(0x30), der(0x30), der(0x17, b"261202000000Z"))
+
+
+def test_a_list_may_have_no_end(tmp_path):
+    text = crl(*BEGINNING)
+    assert list(gather_certificates.revocations(text)) == [math.inf]
+    path = tmp_path / "crl.pem"
+    path.write_text(text)
+    found = gather_certificates.gather({"api": {"crl_file": str(path)}}, None)
+    facts = certified(*found)
+    assert not list(certificate_checks.certificates(facts, None))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        crl(),
+        crl(der(0x30), der(0x30)),
+        crl(der(0x30), der(0x30), der(0x30)),
+        crl(*BEGINNING, b"\x17\x0d2612"),
+        crl(*BEGINNING, der(0x17, b"tomorrow")),
+        "-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----",
+    ],
+)
+def test_what_is_no_list_is_told(text):
+    with pytest.raises(ValueError, match="is no list of revoked certificates"):
+        list(gather_certificates.revocations(text))
 
 
 @pytest.mark.parametrize(
