@@ -153,7 +153,7 @@ def time_of(pair: Pair, request: Answered, seen_late: bool, control: int = 0) ->
         return None
     least_ns = first_ns - pair.server.stirred_ns(answered_ns, control)
     most_ns = answered_ns - pair.client.complete_ns(request.received_ns, control)
-    return max(0, least_ns) / 1000, (most_ns + SKEW_NS) / 1000
+    return max(0, least_ns - SKEW_NS) / 1000, (most_ns + SKEW_NS) / 1000
 
 
 def complaints(readings: Iterable[Reading], stories: Sequence[Story]) -> list[str]:
@@ -212,7 +212,7 @@ def misplaced(histogram: Sequence[int], times: Sequence[Span]) -> list[str]:
     buckets = [place for place, count in enumerate(histogram) for _ in range(count)]
     if len(buckets) != len(times):
         return [f"{len(buckets)} requests are counted, not {len(times)}"]
-    left = sorted((bucket(most) + 1, bucket(least) - 1) for least, most in times)
+    left = sorted((bucket(most), bucket(least)) for least, most in times)
     wrong = []
     for found in buckets:
         fitting = [one for one in left if one[1] <= found <= one[0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -233,8 +234,11 @@ def test_what_is_no_companion_is_told_at_once(key_file: Path):
             await watched.round()
             assert not watched.ready()
             assert watched.said == f"be1: what answers at port {port} is not a companion"
-        watched = Watched(key_file, port)
-        await watched.round()
+        with socket.socket() as held:  # nobody else gets the port, and nobody listens
+            held.bind(("127.0.0.1", 0))
+            port = held.getsockname()[1]
+            watched = Watched(key_file, port)
+            await watched.round()
         watched.ready()
         assert watched.said == f"be1: no companion answers at port {port}: connection refused"
 

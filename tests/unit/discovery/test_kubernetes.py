@@ -204,13 +204,16 @@ def test_the_verb_that_is_missing_is_named(tmp_path: Path):
 
 
 def test_an_api_server_that_is_away_is_no_answer(tmp_path: Path):
-    async def run() -> None:
-        async with ApiServer() as server:
-            path = server.kubeconfig(tmp_path)
+    async def run(port: int) -> None:
+        server = ApiServer()
+        server.port = port
+        path = server.kubeconfig(tmp_path)
         with pytest.raises(DiscoveryError, match="connection refused"):
             await anext(answers(Discover(kubernetes="default/vllm", kubeconfig=path), 4))
 
-    asyncio.run(run())
+    with socket.socket() as held:  # nobody else gets the port, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        asyncio.run(run(held.getsockname()[1]))
 
 
 def test_an_api_server_that_does_not_answer_is_given_up(

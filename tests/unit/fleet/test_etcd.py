@@ -137,8 +137,9 @@ def run[T](
         async with AsyncExitStack() as stack:
             for member in members:
                 await member.start(stack, tls)
-            with socket.create_server(("127.0.0.1", 0)) as unused:
-                nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            unused = stack.enter_context(socket.socket())  # its port is held, and refuses
+            unused.bind(("127.0.0.1", 0))
+            nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
             urls = (nobody,) * absent + tuple(member.url for member in members)
             client = Client(replace(etcd or Etcd(), endpoints=urls), PREFIX, first)
             stack.push_async_callback(client.close)

@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -58,6 +58,14 @@ async def http_server(
     await runner.cleanup()
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[int]:
+    """A port that nobody else gets, and where nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def status_of(status: int) -> Handler:
     async def handler(_request: web.BaseRequest) -> web.Response:
         return web.Response(status=status, headers={"Location": "http://127.0.0.1:1/"})
@@ -104,12 +112,8 @@ def test_tcp_passes_when_something_listens() -> None:
 
 
 def test_tcp_says_connection_refused() -> None:
-    async def run() -> ProbeResult:
-        async with raw_server(silent) as port:
-            pass
-        return await probe(TCP, LOOPBACK, port, Patience())
-
-    result = asyncio.run(run())
+    with refusing() as port:
+        result = asyncio.run(probe(TCP, LOOPBACK, port, Patience()))
     assert (result.ok, result.detail) == (False, "connection refused")
 
 
@@ -207,9 +211,8 @@ def test_a_host_that_takes_no_connection_is_silent(check: HealthCheck) -> None:
 
 @pytest.mark.parametrize("check", [TCP, HTTP], ids=["tcp", "http"])
 def test_a_refusal_is_no_silence(check: HealthCheck) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
-    assert not asyncio.run(probe(check, LOOPBACK, port, Patience())).silent
+    with refusing() as port:
+        assert not asyncio.run(probe(check, LOOPBACK, port, Patience())).silent
 
 
 def test_a_body_without_end_is_not_waited_for() -> None:

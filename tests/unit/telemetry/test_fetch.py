@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 
 import pytest
@@ -178,11 +179,9 @@ def test_a_refused_connection_is_named() -> None:
         async def leave(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.close()
 
-        server = await asyncio.start_server(leave, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        server.close()
-        await server.wait_closed()
-        scrapes = await scrape(leave, question=Telemetry(TelemetryKind.TGI), port=port)
+        with socket.socket() as held:  # nobody else gets its port, and it does not listen
+            held.bind(("127.0.0.1", 0))
+            scrapes = await scrape(leave, port=held.getsockname()[1])
         return scrapes.reports[0]
 
     assert asyncio.run(run()) == Failure("connection refused")
