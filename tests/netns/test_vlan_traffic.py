@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from pyroute2 import IPRoute
 
-from agent.dataplane import attach, helpers
-from agent.dataplane.held import HeldSyns
+from agent.dataplane import abi, attach, helpers
+from agent.dataplane.flowhash import flow_hash
+from agent.dataplane.held import HeldSyn, HeldSyns
 from agent.dataplane.libbpf import ProgramType
 from agent.dataplane.objects import load_program
 from agent.model import Forward, Hook, Nat, NoBackend
 from agent.network.reset import RawSender
+from agent.state.tables import ServiceEntry
 from tests.netns.cable import ip
 from tests.netns.segment import (
     BACKEND,
@@ -35,7 +37,7 @@ from tests.netns.segment import (
     upload,
 )
 from tests.netns.site import wait_until
-from tests.packet.harness import backend, service
+from tests.packet.harness import Rig, backend, service
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -181,6 +183,17 @@ def test_a_flow_goes_on_with_the_tags_of_the_way_to_its_backend(
         assert not any(rig.service_counts().drops.values())
 
 
+def recorded(rig: Rig, syn: HeldSyn, entry: ServiceEntry) -> str:
+    """Where the flow of a SYN is looked for, and where flows are: each a bucket and a tag."""
+    value = flow_hash(rig.dataplane.keys, entry.salt, syn.client, syn.client_port, syn.port)
+    bucket = (value >> 32) & (rig.dataplane.size.flow_buckets - 1)
+    found = [
+        f"{slot // abi.FLOW_WAYS}:{int(rig.tables.flows[slot]) >> abi.FLOW_TAG_SHIFT:08x}"
+        for slot in np.flatnonzero(rig.tables.flows)
+    ]
+    return f"looked for {bucket}:{value & 0xFFFFFFFF:08x}, there is {found}"
+
+
 def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
     """Under tc the outer tag is not in the frame. The client sends no SYN again."""
     with (
@@ -206,9 +219,11 @@ def test_a_syn_that_waited_goes_on_with_the_tags_of_both_ways():
         rig.serve(web, vlans={"a": Tags(20).vlans}, nat=nat)
         (entry,) = rig.view().contents.services.values()
         with inside(on.name("balancer")), RawSender() as sender:
+            before = rig.reasons()
             frame = syns.send(syn, entry)
-            recorded = np.count_nonzero(rig.tables.flows)
-            assert frame is not None, (rig.reasons(), recorded, syn.client_port, syn.frame.hex())
+            assert frame is not None, (
+                f"{recorded(rig, syn, entry)}; {before} became {rig.reasons()}; {syn}"
+            )
             sender.frame(frame.ifindex, frame.data)
         uploaded.result(timeout=120)
         assert rig.counts("a").bytes >= BYTES
