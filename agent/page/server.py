@@ -122,12 +122,10 @@ class PageServer:
 
     async def _renew(self) -> None:
         """Load a renewed certificate, which new connections get."""
-        asked = self._asked
-        listening = self._listening
-        if not isinstance(listening, guarded.TlsListening):
+        asked, listening = self._asked, self._listening
+        if asked.certificate is None or asked.key_file is None:
             return
-        assert asked.certificate is not None  # noqa: S101 (there is TLS)
-        assert asked.key_file is not None  # noqa: S101 (as above)
+        assert isinstance(listening, guarded.TlsListening)  # noqa: S101 (as they are given)
         written = await asyncio.to_thread(_written, asked.certificate, asked.key_file)
         if written and written != self._tls_files:
             # Not loaded into the context that is used: until the new key is written too, the old

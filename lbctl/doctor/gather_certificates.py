@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from lbctl.doctor.facts import Certificate, CertificateUse
 from lbctl.environment import Agent
 
 _MOST_BACKENDS = 10_000
-_PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL | re.ASCII)
-_PEM_CRL = re.compile(r"-----BEGIN X509 CRL-----(.+?)-----END X509 CRL-----", re.DOTALL | re.ASCII)
+_PEM = r"-----BEGIN {0}-----(.+?)-----END {0}-----"  # RFC 7468
 _INTEGER, _SEQUENCE, _VERSION = 0x02, 0x30, 0xA0
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
 _COMMON_NAME = bytes((0x55, 0x04, 0x03))  # OID 2.5.4.3
@@ -79,36 +77,34 @@ def _backends(config: Mapping[str, Any], agent: Agent) -> Iterator[Certificate]:
 
 
 def certificates(pem: str) -> Iterator[tuple[float, str]]:
-    """Yield for each certificate in a file when it expires, in seconds since the epoch, and its
+    """Return for each certificate in a file when it expires, in seconds since the epoch, and its
     subject's common name; empty: it has none.
 
     Raises ValueError if there is no certificate. The standard library reads certificates only from
     connections.
     """
-    found = _PEM.findall(pem)
-    if not found:
-        raise ValueError("there is no certificate in it")
-    for text in found:
-        try:
-            yield _end_and_name(ssl.PEM_cert_to_DER_cert(text))
-        except (ValueError, IndexError) as error:
-            raise ValueError("what is in it is no certificate") from error
+    return _read(pem, "CERTIFICATE", "certificate", _end_and_name)
 
 
 def revocations(pem: str) -> Iterator[float]:
-    """Yield for each list of revoked certificates in a file when the next one is due, in seconds
+    """Return for each list of revoked certificates in a file when the next one is due, in seconds
     since the epoch; infinity: that is not said.
 
     Raises ValueError if there is no list.
     """
-    found = _PEM_CRL.findall(pem)
+    return _read(pem, "X509 CRL", "list of revoked certificates", _next_update)
+
+
+def _read[T](pem: str, label: str, what: str, read: Callable[[bytes], T]) -> Iterator[T]:
+    """Yield what ``read`` finds in the DER of each block with this label."""
+    found = re.findall(_PEM.format(label), pem, re.DOTALL | re.ASCII)
     if not found:
-        raise ValueError("there is no list of revoked certificates in it")
+        raise ValueError(f"there is no {what} in it")
     for text in found:
         try:
-            yield _next_update(base64.b64decode(text))
+            yield read(base64.b64decode(text))
         except (ValueError, IndexError) as error:
-            raise ValueError("what is in it is no list of revoked certificates") from error
+            raise ValueError(f"what is in it is no {what}") from error
 
 
 def _next_update(der: bytes) -> float:

@@ -321,13 +321,18 @@ def certificate(path, days, subject="/CN=lb"):
         check=False,
     )
     assert made.returncode == 0, made.stderr
+    return told_by_openssl("x509", "-enddate", path)
+
+
+def told_by_openssl(command, which, path):
+    """A time in a file, in seconds since the epoch."""
     said = subprocess.run(
-        ["openssl", "x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in", str(path)],
+        ["openssl", command, "-noout", which, "-dateopt", "iso_8601", "-in", str(path)],
         capture_output=True,
         text=True,
         check=True,
     )
-    return datetime.fromisoformat(said.stdout.strip().removeprefix("notAfter=")).timestamp()
+    return datetime.fromisoformat(said.stdout.strip().partition("=")[2]).timestamp()
 
 
 @pytest.mark.parametrize("days", [30, 12_000])  # UTCTime, and GeneralizedTime from 2050 on
@@ -410,27 +415,18 @@ def test_certificates_of_the_api_and_its_list_are_gathered(tmp_path):
         CertificateUse.API_CA,
         CertificateUse.API_CRL,
     ]
-    assert found[2].until == due(ca.revoked())
+    assert found[2].until == told_by_openssl("crl", "-nextupdate", settings["crl_file"])
     settings["crl_file"] = settings["client_ca"]
     wrong = gather_certificates.gather({"api": settings}, None)[2]
     assert (wrong.until, wrong.problem) == (None, "there is no list of revoked certificates in it")
-
-
-def due(path):
-    said = subprocess.run(
-        ["openssl", "crl", "-noout", "-nextupdate", "-dateopt", "iso_8601", "-in", str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return datetime.fromisoformat(said.stdout.strip().removeprefix("nextUpdate=")).timestamp()
 
 
 @pytest.mark.parametrize("numbered", [False, True])  # a list with extensions says its version
 def test_a_list_is_due_when_openssl_says(tmp_path, numbered):
     ca = Authority(tmp_path / "ca", numbered=numbered)
     path = ca.revoked(ca.issue("one", "/CN=one"), ca.issue("two", "/CN=two"))
-    assert list(gather_certificates.revocations(path.read_text())) == [due(path)]
+    due = told_by_openssl("crl", "-nextupdate", path)
+    assert list(gather_certificates.revocations(path.read_text())) == [due]
 
 
 def der(kind, *parts):

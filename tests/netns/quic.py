@@ -1,7 +1,9 @@
 """QUIC, as a program: a server whose connection ids name it, and clients that change their port.
 
 python -m tests.netns.quic serve be1 c0de CERTIFICATE KEY 4433,4434 ADDRESS...
-python -m tests.netns.quic ask fd99::100 4433 8
+python -m tests.netns.quic ask fd99::100 4433 8 60
+
+"ask" starts so many clients; one that has moved has so many seconds to get an answer.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_what_init_writes_serves(lab: Site, tmp_path: Path) -> None:
         found = done.stdout.count("port 80 answers") == 2
         return found and service["health"] == {"type": "http", "path": "/health"}
 
-    wait_until("it finds them, who may be late on a busy host", finds_them)
+    wait_until("init finds both servers", finds_them)
     lab.edit("service.add", service=service.pop("name"), values=service)
     url = "http://10.99.0.200/health"
     try:

@@ -130,15 +130,11 @@ async def surely(client: Client, key: str, number: int) -> int:
     """Commit once, also if a leader that stood still costs an answer; return the revision."""
 
     async def attempt() -> int:
-        rows = (await client.get(key)).rows
-        if rows:
-            return rows[0].revision
-        return await client.commit({key: 0}, {key: b"x", "active": b"%d" % number}) or 0
+        revision = await client.commit({key: 0}, {key: b"x", "active": b"%d" % number})
+        # None: an earlier attempt, whose answer was lost, has made it.
+        return revision or (await client.get(key)).rows[0].revision
 
-    try:
-        return await client.commit({key: 0}, {key: b"x", "active": b"%d" % number}) or 0
-    except StoreError:
-        return await eventually(attempt)
+    return await eventually(attempt)
 
 
 def test_a_watch_sees_every_change_in_order(three: Cluster) -> None:

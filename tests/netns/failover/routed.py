@@ -30,11 +30,10 @@ import yaml
 from agent.api.client import Client
 from agent.failover import client as failover_client
 from agent.failover.model import Mode
+from agent.network.netlink import SO_RCVBUFFORCE
 from lbctl.lab import build, netns, processes, wiring
 from lbctl.lab.topology import Role
 from tests.netns.site import wait_until
-
-SO_RCVBUFFORCE = 33  # the socket module does not name it
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "deploy" / "bird"
 VIPS = (ip_address("203.0.113.10"), ip_address("2001:db8:100::10"))

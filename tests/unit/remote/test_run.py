@@ -176,6 +176,17 @@ async def test_tls_1_2_and_clients_without_a_certificate_are_refused(
     assert agent.asked == []
 
 
+def settings(own: Authority) -> dict[str, str]:
+    """Those of a server that an authority of its own has signed, with the authority's list."""
+    of_server = own.issue("server", "/CN=lb1", "subjectAltName=IP:127.0.0.1")
+    return {
+        "certificate": str(of_server.certificate),
+        "key_file": str(of_server.key),
+        "client_ca": str(own.certificate),
+        "crl_file": str(own.revoked()),
+    }
+
+
 @runs
 async def test_a_revoked_certificate_is_refused_from_the_next_look_on(
     agent: FakeAgent, tmp_path: Path, server: Pair
@@ -183,13 +194,7 @@ async def test_a_revoked_certificate_is_refused_from_the_next_look_on(
     """Also one whose connection is open: that is ended."""
     own = Authority(tmp_path / "own")
     alice, bob = own.issue("alice", "/CN=alice"), own.issue("bob", "/CN=bob")
-    of_server = own.issue("server", "/CN=lb1", "subjectAltName=IP:127.0.0.1")
-    agent.api |= {
-        "certificate": str(of_server.certificate),
-        "key_file": str(of_server.key),
-        "client_ca": str(own.certificate),
-        "crl_file": str(own.revoked()),
-    }
+    agent.api |= settings(own)
     async with served(agent) as remote:
         await get(remote, alice, own)
         reader, writer = await asyncio.open_connection(
@@ -212,13 +217,7 @@ async def test_clients_that_are_coming_in_are_served_while_a_list_is_renewed(
     """They were cut off: those in the handshake, and those that had not sent their request yet."""
     own = Authority(tmp_path / "own")
     alice = own.issue("alice", "/CN=alice")
-    of_server = own.issue("server", "/CN=lb1", "subjectAltName=IP:127.0.0.1")
-    agent.api |= {
-        "certificate": str(of_server.certificate),
-        "key_file": str(of_server.key),
-        "client_ca": str(own.certificate),
-        "crl_file": str(own.revoked()),
-    }
+    agent.api |= settings(own)
     request = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
     trusting = client_context(own, alice)
     async with served(agent) as remote:
