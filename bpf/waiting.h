@@ -364,9 +364,10 @@ static __always_inline void waiting_clock(struct flow_warm *warm, bool goes_on)
 	__u64 now;
 
 	/* Reading the clock costs more than all the rest, and once per jiffy is enough for a burst
-	 * of segments.
+	 * of segments.  What follows an interim answer is another burst: the body after a 100
+	 * Continue comes within the same jiffy, however long the server took to ask for it.
 	 */
-	if (goes_on && warm->request_jiffies == jiffies)
+	if (goes_on && warm->request_jiffies == jiffies && !warm->interim)
 		return;
 	now = bpf_ktime_get_ns();
 	if (warm->talk == TALK_TLS_FIRST && !goes_on &&

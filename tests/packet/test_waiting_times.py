@@ -9,7 +9,7 @@ from agent.model import Forward
 from tests.packet.frames import CLIENT4
 from tests.packet.harness import Rig
 from tests.packet.pauses import undisturbed
-from tests.packet.talks import ANSWER, MODES, POST, Wire, opened, serve
+from tests.packet.talks import ANSWER, CONTINUE, LATE_MS, MODES, POST, Wire, opened, serve
 
 
 def bucket_of(us: float) -> int:
@@ -68,6 +68,20 @@ def test_the_clock_starts_with_the_last_segment_of_a_request(rig: Rig):
     wire.ask(POST, "PA")
     wire.server(ANSWER)
     assert rig.latency("a")["first_byte_us"] < 1_000_000
+
+
+@MODES
+@undisturbed
+def test_a_body_sent_at_once_after_100_continue_starts_the_clock_anew(rig: Rig, forward):
+    """Once, what the client sent within the tick of an interim answer was timed with the request's
+    head: an answer that took no time was said to have taken as long as the 100 Continue.
+    """
+    wire = opened(rig, forward).ask(POST)
+    wire.after(LATE_MS).gets(CONTINUE)
+    wire.ask(b"b" * 1000)
+    wire.gets(ANSWER)
+    assert rig.latency("a")["first_byte"].sum() == 1
+    assert rig.latency("a")["first_byte_us"] < 1000 * LATE_MS
 
 
 @MODES
