@@ -223,6 +223,64 @@ def api_(path: Path, log_level: str, log_format: str) -> None:
     guarded(work)
 
 
+@cli.group("tier")
+def tier_() -> None:
+    """TLS, keys and limits in front of the engines' VIPs: runs HAProxy as a tier's file says."""
+
+
+_tier_option = click.option(
+    "--config",
+    "-c",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/steelyard/tier.yaml"),
+    show_default=True,
+    help="The tier's file.",
+)
+
+
+@tier_.command("run")
+@_tier_option
+@click.option(
+    "--with-haproxy",
+    is_flag=True,
+    help="Start HAProxy, too, and end it with this command. Without it, HAProxy runs on its "
+    "own, as under systemd, and goes on when this command ends.",
+)
+@_log_level_option
+@_log_format_option
+def tier_run(path: Path, with_haproxy: bool, log_level: str, log_format: str) -> None:
+    """Keep HAProxy as the file says until SIGTERM; SIGHUP reads the file again.
+
+    Certificates and keys that change on disk are taken over within seconds.
+    """
+    configure(LogLevel(log_level), LogFormat(log_format))
+
+    def work() -> None:
+        from agent.tier.run import run as keep
+
+        asyncio.run(keep(path, with_haproxy))
+
+    guarded(work)
+
+
+@tier_.command("check")
+@_tier_option
+def tier_check(path: Path) -> None:
+    """Check a tier's file, its certificates and keys, and say what is wrong with them.
+
+    HAProxy is asked, too, if it is installed.
+    """
+
+    def work() -> None:
+        from agent.tier.check import check_all
+
+        for line in asyncio.run(check_all(path)):
+            click.echo(line)
+
+    guarded(work)
+
+
 @cli.command("init")
 @click.option("--interface", "-i", metavar="NAME", help="Where clients' packets come in.")
 @click.option("--vip", metavar="ADDRESS", help="The address that clients connect to.")

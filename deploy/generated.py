@@ -18,6 +18,7 @@ import agent.api.reference
 import agent.config.reference
 import agent.failover.reference
 import agent.metrics.reference
+import agent.tier.reference
 import bench.quoted
 import deploy.grafana.generate
 import lbctl.audit.reference
@@ -31,6 +32,7 @@ MAKERS: tuple[Callable[[], Files], ...] = (
     agent.config.reference.files,
     agent.failover.reference.files,
     agent.metrics.reference.files,
+    agent.tier.reference.files,
     bench.quoted.files,
     deploy.grafana.generate.files,
     lbctl.audit.reference.files,

@@ -23,8 +23,9 @@ Installs Steelyard and what it needs into a virtual environment.
   --dev                   for development: an editable install, with the tools of `make test`
   --service               also install lbctl and lb-agent into /usr/local/bin, their manual
                           pages (not with --dev), completion for bash, zsh and fish, the
-                          systemd units lb-agent, lb-agent-api, lb-agent-failover and
-                          lb-agent-companion, and an example of /etc/steelyard/agent.yaml
+                          systemd units lb-agent, lb-agent-api, lb-agent-failover,
+                          lb-agent-companion, lb-agent-tier and lb-agent-tier-proxy, and an
+                          example of /etc/steelyard/agent.yaml
   --node                  for a GPU host that only runs the node agent: neither BCC nor BPF
                           is needed; with --service the unit lb-agent-node
   --offline               never use the network: Python packages come from the directories
@@ -141,12 +142,12 @@ END
 # --- what is installed --------------------------------------------------------------------
 
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2 libatomic1 nftables)
-dev_packages=(bird2 ca-certificates curl dnsmasq-base etcd-client etcd-server git iperf3
+dev_packages=(bird2 ca-certificates curl dnsmasq-base etcd-client etcd-server git haproxy iperf3
 	iputils-ping keepalived make nginx openssl procps python3-grpcio quickjs
 	slowhttptest)
 # These packages start a service, now and at every boot, but the tests need only the programs. A
 # service that was installed before is left as it is.
-declare -A services=([bird2]=bird [etcd-server]=etcd [keepalived]=keepalived [nginx]=nginx)
+declare -A services=([bird2]=bird [etcd-server]=etcd [haproxy]=haproxy [keepalived]=keepalived [nginx]=nginx)
 
 is_installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
 
@@ -346,7 +347,7 @@ install_completion() {
 
 install_service() {
 	local command name changed=""
-	local units=(lb-agent lb-agent-api lb-agent-failover lb-agent-companion)
+	local units=(lb-agent lb-agent-api lb-agent-failover lb-agent-companion lb-agent-tier lb-agent-tier-proxy)
 	[[ -z "$node" ]] || units=(lb-agent-node)
 	for command in lbctl lb-agent; do
 		[[ "$(readlink "/usr/local/bin/$command")" != "$prefix/bin/$command" ]] || continue
@@ -373,7 +374,7 @@ install_service() {
 # --- uninstalling -------------------------------------------------------------------------
 
 # The failover process comes first: while its agent runs, it can hand the VIPs over.
-all_units=(lb-agent-api lb-agent-failover lb-agent lb-agent-companion lb-agent-node)
+all_units=(lb-agent-api lb-agent-failover lb-agent lb-agent-companion lb-agent-node lb-agent-tier-proxy lb-agent-tier)
 
 # Stops the units and takes everything off the interfaces: without an agent, the program would go on
 # sending clients to servers that nobody checks.
@@ -470,7 +471,7 @@ uninstall() {
 	remove_installed
 	[[ -n "$package" ]] || remove /var/cache/steelyard
 	[[ -z "$purge" ]] || remove "$configuration_folder" "${kept[@]}" \
-		"$units_folder"/lb-agent{,-failover,-companion,-node}.service.d
+		"$units_folder"/lb-agent{,-api,-failover,-companion,-node,-tier,-tier-proxy}.service.d
 	rmdir /run/steelyard 2>/dev/null || true
 	[[ ! -d /run/systemd/system ]] || systemctl daemon-reload
 	# Their links point to the units that were removed.

@@ -197,6 +197,13 @@ COMMANDS = (
         HOST,
     ),
     LazyCommand(
+        "tier",
+        "lbctl.commands.tier",
+        "tier",
+        "TLS and keys in front of engines: status, certs, keys, limits, reload.",
+        HOST,
+    ),
+    LazyCommand(
         "support-bundle",
         "lbctl.commands.support_bundle",
         "support_bundle",

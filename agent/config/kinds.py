@@ -145,7 +145,8 @@ def _most(value: object) -> int | None:
     return whole(1, 2**31 - 1)(value)
 
 
-def _most_bytes(value: object) -> int | None:
+def most_bytes(value: object) -> int | None:
+    """Return a number of bytes, written with or without a unit; None: `none`."""
     remedy = "give bytes, or a text such as 512KiB or 8MiB, from 1 byte to 1024GiB, or none"
     if value in (None, "none"):
         return None
@@ -320,7 +321,7 @@ NewFlows = Annotated[
 MostFlows = Annotated[int | None, BeforeValidator(_most), Kind("whole number from 1; `none`")]
 FewestBackends = Annotated[int, BeforeValidator(whole(0, 10_000)), Kind("whole number, 0 to 10000")]
 MostBytes = Annotated[
-    int | None, BeforeValidator(_most_bytes), Kind("bytes, such as `512KiB`, `8MiB`; `none`")
+    int | None, BeforeValidator(most_bytes), Kind("bytes, such as `512KiB`, `8MiB`; `none`")
 ]
 Escape = Annotated[
     int | None, BeforeValidator(_escape), Kind("`auto`, or bytes, such as `20000`, `64KiB`")

@@ -7,7 +7,7 @@ the rules between sections. A section that is wrong does not hide the problems o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol as Interface
@@ -170,6 +170,24 @@ def parse_section[S: Section](section: type[S], data: Mapping[str, object], wher
     parsed = _section(section, dict(data), (), found)
     if found or parsed is None:
         raise _error(found, doc.Document(where))
+    return parsed
+
+
+def parse_document[S: Section](
+    section: type[S], text: str, where: str, rules_: Callable[[S], Iterable[Problem]]
+) -> S:
+    """Return a document that is one section, as the file of a tier is. Raises ConfigError.
+
+    ``where`` names the text in errors. ``rules_``: what is wrong between its settings.
+    """
+    check_end(text, where)
+    document = doc.read_yaml(text, where)
+    found = list(document.problems)
+    parsed = _section(section, {} if document.data is None else document.data, (), found)
+    if parsed is not None:
+        found += rules_(parsed)
+    if found or parsed is None:
+        raise _error(found, document)
     return parsed
 
 

@@ -140,7 +140,7 @@ def _nat_ports(value: object) -> tuple[int, int]:
     return _port_range(int(span[1]), int(span[2]), 1024)
 
 
-def _listed[T](
+def listed[T](
     what: Callable[[object], T], most: int, noun: str
 ) -> Callable[[object], tuple[T, ...]]:
     """Return a check for a list without repetitions, whose items ``what`` checks and converts."""
@@ -159,7 +159,7 @@ def _listed[T](
     return check
 
 
-def _clients(value: object) -> Network:
+def clients(value: object) -> Network:
     """Return a prefix of client addresses; a single address is a prefix, too."""
     written = text(value)
     try:
@@ -283,16 +283,16 @@ _zone_name = matching(
     "use lower-case letters, digits, and . _ - after the first, such as eu-1",
     64,
 )
-_zone_clients = _listed(_clients, MAX_ZONE_PREFIXES, "prefixes")
+_zone_clients = listed(clients, MAX_ZONE_PREFIXES, "prefixes")
 _list_name = matching(
     r"[a-z0-9][a-z0-9._-]*",
     "a list's name",
     "use lower-case letters, digits, and . _ - after the first, such as office-1",
     64,
 )
-_list_prefixes = _listed(_clients, MAX_LIST_PREFIXES, "prefixes")
-_list_files = _listed(_list_file, 16, "files")
-_list_values = _listed(_list_value, 1024, "values")
+_list_prefixes = listed(clients, MAX_LIST_PREFIXES, "prefixes")
+_list_files = listed(_list_file, 16, "files")
+_list_values = listed(_list_value, 1024, "values")
 
 UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]
 AddressV4 = Annotated[IPv4Address, BeforeValidator(_address_v4), Kind("IPv4 address")]
@@ -309,12 +309,12 @@ NatPorts = Annotated[
 ]
 NatSourcesV4 = Annotated[
     tuple[IPv4Address, ...],
-    BeforeValidator(_listed(_address_v4, MAX_NAT_SOURCES, "addresses")),
+    BeforeValidator(listed(_address_v4, MAX_NAT_SOURCES, "addresses")),
     Kind(f"list of up to {MAX_NAT_SOURCES} IPv4 addresses"),
 ]
 NatSourcesV6 = Annotated[
     tuple[IPv6Address, ...],
-    BeforeValidator(_listed(_address_v6, MAX_NAT_SOURCES, "addresses")),
+    BeforeValidator(listed(_address_v6, MAX_NAT_SOURCES, "addresses")),
     Kind(f"list of up to {MAX_NAT_SOURCES} IPv6 addresses"),
 ]
 Listen = Annotated[tuple[str, int] | None, BeforeValidator(_listen), Kind("address:port, or `off`")]
@@ -328,17 +328,17 @@ Lists = Annotated[
 ]
 ListNames = Annotated[
     tuple[str, ...],
-    BeforeValidator(_listed(_list_name, MAX_LISTS, "lists")),
+    BeforeValidator(listed(_list_name, MAX_LISTS, "lists")),
     Kind("list of names of `lists`"),
 ]
 Addresses = Annotated[
     tuple[Address, ...],
-    BeforeValidator(_listed(_address, 64, "addresses")),
+    BeforeValidator(listed(_address, 64, "addresses")),
     Kind("list of addresses"),
 ]
 InterfaceName = Annotated[str, BeforeValidator(_interface), Kind("text")]
 InterfaceNames = Annotated[
     tuple[str, ...],
-    BeforeValidator(_listed(_interface, 16, "interfaces")),
+    BeforeValidator(listed(_interface, 16, "interfaces")),
     Kind("list of interface names"),
 ]

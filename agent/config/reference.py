@@ -195,11 +195,12 @@ _SERVICE_ORDER = ("name", "vip", "port", "protocol", "backends")
 def reference(example: str) -> str:
     """Return the whole page."""
     parts = [_INTRODUCTION.format(example=example)]
-    parts += ["\n".join(_section(title, section)) for title, section in SECTIONS]
+    parts += ["\n".join(section_lines(title, section)) for title, section in SECTIONS]
     return "\n".join([*parts, _RULES])
 
 
-def _section(title: str, section: type[Section]) -> Iterator[str]:
+def section_lines(title: str, section: type[Section]) -> Iterator[str]:
+    """Yield the lines that describe one section: its text, and a table of its keys."""
     yield f"## {title}\n"
     yield f"{inspect.getdoc(section)}\n"
     fields = section.model_fields

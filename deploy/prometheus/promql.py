@@ -9,8 +9,14 @@ from typing import NamedTuple
 from agent.metrics.families import FAMILIES
 from agent.metrics.family import Family, Kind
 
-# Prometheus' own series that we use, with their labels; `ALERTS` has those of each alert, too.
-OWN = {"up": ("job",), "ALERTS": ("alertname", "alertstate", "severity", "service", "backend")}
+# Series that are not of the agent, with their labels: Prometheus' own, of which `ALERTS` has those
+# of each alert, too; and those of a tier (agent/tier/traffic.py).
+OWN = {
+    "up": ("job",),
+    "ALERTS": ("alertname", "alertstate", "severity", "service", "backend"),
+    "steelyard_tier_problems": ("job",),
+    "steelyard_tier_certificate_expires_timestamp_seconds": ("job", "certificate"),
+}
 
 _SELECTOR = re.compile(r"\b(steelyard_\w+|up|ALERTS)\b(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"[^"]*"')

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.deb
 
 _UNITS = (
     "lb-agent", "lb-agent-api", "lb-agent-failover", "lb-agent-companion", "lb-agent-node",
+    "lb-agent-tier", "lb-agent-tier-proxy",
 )  # fmt: skip
 _AARCH64 = (183).to_bytes(2, "little")  # e_machine in the header of an ELF file
 

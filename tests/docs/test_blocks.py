@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.config.load import parse
+from agent.config.load import parse, parse_document
 from agent.config.schema import DocumentSection
 from agent.config.service_schema import ServiceSection
 from agent.errors import ConfigError
+from agent.tier.settings import Tier
 from tests.docs.commandline import wrong_with
 from tests.docs.pages import (
     PAGES,
@@ -154,9 +155,16 @@ SETTINGS = [block for block in BLOCKS if block.info == "yaml" and block.mark != 
 DATA = [block for block in BLOCKS if block.info == "json"]
 
 
+LEAST_OF_A_TIER = {
+    "listen": ["192.0.2.1:443"], "engines": "192.0.2.2:80", "certificates": "/tls"
+}  # fmt: skip
+
+
 def whole(block: Block) -> dict[str, object]:
     """Return the document of a block, with what it leaves out for brevity."""
     given = yaml.safe_load(block.text)
+    if block.page.name == "tier.md":
+        return LEAST_OF_A_TIER | given
     if not set(given) <= set(DocumentSection.model_fields):
         given = {"services": [given]}
         assert set(given["services"][0]) <= set(ServiceSection.model_fields), "unknown keys"
@@ -167,6 +175,9 @@ def whole(block: Block) -> dict[str, object]:
 @pytest.mark.parametrize("block", SETTINGS, ids=ids)
 def test_settings_are_taken_by_the_agent(block: Block) -> None:
     try:
+        if block.page.name == "tier.md":
+            parse_document(Tier, yaml.safe_dump(whole(block)), block.place, lambda _: ())
+            return
         parse(yaml.safe_dump(whole(block)), block.place)
     except ConfigError as error:
         pytest.fail("\n".join(str(problem) for problem in error.problems))

@@ -1,0 +1,499 @@
+"""A tier with a real HAProxy: who may ask, how much, and that no change of it costs a request."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import ssl
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.model import Forward
+from lbctl.lab import netns
+from tests.netns.site import site, wait_until
+from tests.netns.tier import EVENTS, HOST, Engine, TierUnderTest, serial, tier
+from tests.pki import client_context
+
+STREAMS = 40
+REQUESTS = 20
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine("chat") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Engine]:
+    with Engine("other") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    tmp_path_factory: pytest.TempPathFactory, engine: Engine, other: Engine
+) -> Iterator[TierUnderTest]:
+    """A tier with keys, limits and routes."""
+    folder = tmp_path_factory.mktemp("keyed")
+    keys = folder / "keys"
+    keys.touch(mode=0o600)
+    to_other = other.at
+    with tier(
+        folder, engine.at, keys=str(keys),
+        limits={"requests_per_minute": 1000, "body": "1MiB", "head_timeout": "5s"},
+        routes=[
+            {"path": "/v1/embeddings", "engines": to_other},
+            {"model": "llama-*", "engines": to_other},
+            {"model": "exact", "engines": to_other},
+        ],
+    ) as made:  # fmt: skip
+        yield made
+
+
+# -- who may ask
+
+
+def test_a_request_without_a_known_key_is_refused_as_openai_refuses_it(keyed: TierUnderTest):
+    for sent in ({}, {"Authorization": "Bearer sk-no"}, {"Authorization": "Basic YTpi"}):
+        status, headers, body = keyed.ask("/v1/models", **sent)
+        assert status == 401
+        assert headers["content-type"] == "application/json"
+        assert body["error"]["code"] == "invalid_api_key"
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_engines_see_the_name_of_the_key_and_nothing_that_a_client_made_up(keyed: TierUnderTest):
+    key = keyed.add_key("alice")
+    status, _, body = keyed.ask(
+        "/", {"a": 1}, key=key, X_Key_Name="root", X_Forwarded_For="192.0.2.1", X_Client_Name="me"
+    )
+    assert status == 200
+    seen = {name.lower(): value for name, value in body["headers"].items()}
+    assert (seen["x-key-name"], seen["x-forwarded-for"]) == ("alice", "127.0.0.1")
+    assert "authorization" not in seen
+    assert "x-client-name" not in seen
+
+
+def test_a_key_is_gone_without_a_reload(keyed: TierUnderTest):
+    key = keyed.add_key("bob")
+    workers = keyed.status()["reloads_total"]
+    assert keyed.lbctl("keys", "remove", "bob").returncode == 0
+    wait_until("the key is not known any more", lambda: keyed.ask("/", key=key)[0] == 401)
+    assert keyed.status()["reloads_total"] == workers
+
+
+def test_a_file_of_keys_that_is_wrong_changes_nothing_and_is_named(keyed: TierUnderTest):
+    key = keyed.add_key("carol")
+    path = Path(keyed.document["keys"])
+    good = path.read_text()
+    try:
+        path.write_text(f"{good}dave no-hash\n")
+        wait_until("the problem is shown", lambda: keyed.status()["problems"])
+        (problem,) = keyed.status()["problems"]
+        assert f"{path}:{len(good.splitlines()) + 1}" in problem
+        assert "lbctl tier keys add dave" in problem
+        assert keyed.ask("/", key=key)[0] == 200
+        shown = keyed.lbctl("status")
+        assert shown.returncode == 1
+        assert "problem: " in shown.stdout
+    finally:
+        path.write_text(good)
+    wait_until("all is well again", keyed.serves)
+
+
+# -- how much
+
+
+def test_a_key_gets_its_requests_a_minute_and_then_429(keyed: TierUnderTest):
+    key = keyed.add_key("few", "--requests-per-minute", "6")
+    while (answer := keyed.ask("/", key=key))[0] == 200:
+        pass
+    assert answer[0] == 429
+    assert answer[1]["retry-after"] == "60"
+    assert answer[2]["error"]["code"] == "rate_limit_exceeded"
+    assert keyed.lbctl("limits").stdout.count("few") == 1
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_tokens_that_are_asked_for_count(keyed: TierUnderTest, field: str):
+    key = keyed.add_key(f"tokens-{field}", "--tokens-per-minute", "10000")
+    assert keyed.ask("/", {field: 8000}, key=key)[0] == 200
+    status, headers, body = keyed.ask("/", {field: 8000}, key=key)
+    assert (status, headers["retry-after"], body["error"]["type"]) == (429, "60", "tokens")
+    assert keyed.ask("/", {field: -8000}, key=key)[0] == 200, "counts as one that says nothing"
+    assert keyed.ask("/", {field: 8000}, key=key)[0] == 429, "and gives nothing back"
+
+
+def test_tokens_behind_a_long_prompt_are_assumed(keyed: TierUnderTest):
+    key = keyed.add_key("long", "--tokens-per-minute", "3000")
+    body = {"prompt": "x" * 100_000, "max_tokens": 1}
+    assert [keyed.ask("/", body, key=key)[0] for _ in range(3)] == [200, 200, 429]
+
+
+def test_so_many_requests_are_answered_at_once(keyed: TierUnderTest, engine: Engine):
+    key = keyed.add_key("two", "--concurrent", "2")
+    engine.release.clear()
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(keyed.ask("/wait", key=key)[0]))
+        for _ in range(2)
+    ]
+    for each in threads:
+        each.start()
+    try:
+        wait_until("both are at the engine", lambda: engine.busy == 2)
+        status, headers, _ = keyed.ask("/", key=key)
+        assert (status, headers["retry-after"]) == (429, "1")
+    finally:
+        engine.release.set()
+        for each in threads:
+            each.join()
+    assert found == [200, 200]
+    assert keyed.ask("/", key=key)[0] == 200
+
+
+def test_bodies_without_end_and_beyond_the_limit_are_refused(keyed: TierUnderTest):
+    key = keyed.add_key("large")
+    assert keyed.ask("/", "x" * 1_000_000, key=key)[0] == 200
+    assert keyed.ask("/", "x" * 1_100_000, key=key)[0] == 413
+    done = curl(keyed, "--http1.1", "-H", f"Authorization: Bearer {key}",
+                "-H", "Transfer-Encoding: chunked", "-d", "{}")  # fmt: skip
+    assert done == "411"
+
+
+def test_a_client_that_sends_its_request_slowly_is_let_go(keyed: TierUnderTest):
+    connection = keyed.connect()
+    connection.sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    assert b"408" in connection.sock.recv(1000)
+    connection.close()
+
+
+# -- where to
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1/embeddings", {"model": "e5"}, "other"),
+        ("/v1/chat/completions", {"model": "llama-3-8b"}, "other"),
+        ("/v1/chat/completions", {"model": "exact"}, "other"),
+        ("/v1/chat/completions", {"model": "exactly"}, "chat"),
+        ("/v1/chat/completions", {"messages": [{"model": "llama-3"}], "model": "qwen"}, "chat"),
+        ("/v1/chat/completions", None, "chat"),
+    ],
+)
+def test_requests_go_where_their_path_and_model_say(
+    keyed: TierUnderTest, path: str, body: Any, expected: str
+):
+    key = keyed.add_key(f"route-{os.urandom(4).hex()}")
+    assert keyed.ask(path, body, key=key)[2]["engine"] == expected
+
+
+def test_all_of_it_is_in_the_metrics(keyed: TierUnderTest):
+    keyed.ask("/")
+
+    def page() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{keyed.document['metrics']}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return {
+            name: float(value)
+            for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+        }
+
+    wait_until("a refusal is counted", lambda: page()['steelyard_tier_refused_total{why="key"}'])
+    found = page()
+    assert found["steelyard_tier_up"] == 1
+    assert found['steelyard_tier_answers_total{status="4xx"}'] >= 1
+    assert found['steelyard_tier_certificate_expires_timestamp_seconds{certificate="chat"}'] > 1e9
+
+
+# -- changes
+
+
+def curl(made: TierUnderTest, *words: str) -> str:
+    """The status that curl gets."""
+    done = subprocess.run(
+        ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60",
+         "--cacert", str(made.authority.certificate),
+         "--resolve", f"{HOST}:{made.port}:127.0.0.1", f"https://{HOST}:{made.port}/", *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.fixture
+def open_(tmp_path: Path, engine: Engine) -> Iterator[TierUnderTest]:
+    """A tier without keys."""
+    with tier(tmp_path, engine.at) as made:
+        yield made
+
+
+def test_streams_go_on_over_reloads_and_new_ones_get_the_new_configuration(
+    open_: TierUnderTest, engine: Engine, other: Engine
+):
+    engine.release.clear()
+    ended: list[bytes] = []
+    begun = threading.Semaphore(0)
+
+    def stream() -> None:
+        connection = open_.connect()
+        connection.request("GET", "/stream")
+        answer = connection.getresponse()
+        first = answer.readline()
+        begun.release()
+        ended.append(first + answer.read())
+        connection.close()
+
+    threads = [threading.Thread(target=stream) for _ in range(STREAMS)]
+    for each in threads:
+        each.start()
+    try:
+        for _ in threads:
+            assert begun.acquire(timeout=120)
+        for number in range(3):
+            open_.write(routes=[{"path": f"/{number}", "engines": other.at}])
+            open_.reload()
+            wait_until("the new route serves",
+                       lambda at=number: open_.ask(f"/{at}")[2]["engine"] == "other")  # fmt: skip
+        assert open_.status()["reloads_total"] == 4
+    finally:
+        engine.release.set()
+        for each in threads:
+            each.join()
+    assert len(ended) == STREAMS
+    assert all(each.endswith(b"data: [DONE]\n\n") for each in ended)
+    assert {each.count(b"data: ") for each in ended} == {EVENTS + 1}
+
+
+def test_certificates_are_exchanged_while_clients_shake_hands(open_: TierUnderTest):
+    stop = threading.Event()
+    failed: list[str] = []
+    done = [0]
+
+    def clients() -> None:
+        while not stop.is_set():
+            try:
+                assert open_.ask("/")[0] == 200
+                done[0] += 1
+            except (AssertionError, OSError, http.client.HTTPException) as error:
+                failed.append(repr(error))
+
+    threads = [threading.Thread(target=clients) for _ in range(3)]
+    for each in threads:
+        each.start()
+    try:
+        for number in range(1, 4):
+            before = serial(open_)
+            open_.certify()
+            wait_until("another certificate is served", lambda old=before: serial(open_) != old)
+            wait_until("it is counted",
+                       lambda at=number: open_.status()["exchanges_total"] == at)  # fmt: skip
+            so_far = done[0]
+            wait_until("clients come", lambda at=so_far: done[0] > at + 10 or failed)
+    finally:
+        stop.set()
+        for each in threads:
+            each.join()
+    assert not failed
+    assert open_.status()["reloads_total"] == 1
+
+
+def test_a_certificate_that_is_wrong_is_named_and_the_others_are_served(open_: TierUnderTest):
+    before = serial(open_)
+    pair = open_.authority.issue("lost", "/CN=lost")
+    wrong = open_.certificates / "wrong.pem"
+    wrong.touch(mode=0o600)
+    wrong.write_bytes(
+        pair.certificate.read_bytes()
+        + open_.authority.issue("another", "/CN=another").key.read_bytes()
+    )
+    wait_until("it is named", lambda: open_.status()["problems"])
+    (problem,) = open_.status()["problems"]
+    assert "wrong.pem" in problem
+    assert "key values mismatch" in problem
+    assert serial(open_) == before
+    wrong.unlink()
+    wait_until("all is well again", open_.serves)
+    open_.certify("second", "second.example.org")
+    wait_until("both are served", lambda: len(open_.status()["certificates"]) == 2)
+    shown = open_.lbctl("certs").stdout
+    assert "chat" in shown
+    assert "second" in shown
+
+
+def test_a_file_that_is_wrong_is_refused_and_the_old_one_goes_on(open_: TierUnderTest):
+    good = open_.file.read_text()
+    for text, words in (
+        (f"{good}limit: 1\n", "did you mean 'limits'?"),
+        (f"{good}routes: [{{engines: 127.0.0.1:1}}]\n", "it applies to every request"),
+        (f"{good}listen: [127.0.0.1:{open_.port}]\n", "twice"),
+        (good.replace("engines: 127.0.0.1:", "engines: 127.0.0.1:9"), "port"),
+    ):
+        open_.file.write_text(text)
+        done = open_.lbctl("reload")
+        assert done.returncode != 0, text
+        assert words in done.stderr
+    open_.file.write_text(good)
+    with_taken = good.replace(f"- 127.0.0.1:{open_.port}", f"- 127.0.0.1:{open_.port}\n- {{}}")
+    with_taken = with_taken.replace("{}", open_.document["metrics"])
+    open_.file.write_text(with_taken)
+    done = open_.lbctl("reload")
+    assert done.returncode != 0
+    assert "refuses the reload" in done.stderr, "the port of the metrics is taken"
+    open_.file.write_text(good)
+    assert open_.ask("/")[0] == 200
+    wait_until("all is well", open_.serves)
+
+
+def test_haproxy_comes_back_when_it_is_killed(open_: TierUnderTest):
+    before = open_.haproxies()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until("another HAProxy serves",
+               lambda: open_.serves() and not set(before) & set(open_.haproxies()))  # fmt: skip
+    assert open_.ask("/")[0] == 200
+
+
+def test_haproxy_outlives_the_agent_and_the_next_one_takes_it_over(open_: TierUnderTest):
+    assert open_.agent is not None
+    (master, _) = sorted(open_.haproxies())
+    open_.agent.kill()
+    open_.agent.wait()
+    assert open_.ask("/")[0] == 200
+    open_.start()
+    assert master in open_.haproxies()
+    assert open_.ask("/")[0] == 200
+
+
+# -- before a balancer
+
+
+def test_the_balancer_chooses_a_server_for_each_request_and_sees_its_prompt(tmp_path: Path):
+    """Client → TLS → HAProxy → VIP → XDP → server, in one connection of the client's."""
+    prompt = tmp_path / "prompt"
+    prompt.write_text("x" * 5000)
+    with site(name=f"st-tier-{os.getpid()}", backends=2, forward=Forward.FULLNAT) as lab:
+        entering = netns.entering(lab.lab.node("client").namespace)
+        web = f"{lab.lab.vips[0]}:80"
+        with tier(tmp_path, web, entering, metrics="off") as made:
+            url = f"https://{HOST}:{made.port}/"
+            done = lab.run(
+                "client", "curl", "-s", "--fail-early", "-w", "%{http_code} %{num_connects}\\n",
+                "--cacert", str(made.authority.certificate), "--max-time", "60",
+                "--resolve", f"{HOST}:{made.port}:127.0.0.1",
+                *(word for _ in range(REQUESTS)
+                  for word in ("-o", "/dev/null", "--data-binary", f"@{prompt}", url)),
+            )  # fmt: skip
+            answers = [line.split() for line in done.stdout.splitlines()]
+            assert [code for code, _ in answers] == ["200"] * REQUESTS, done
+            assert sum(int(connects) for _, connects in answers) == 1
+
+            def answered() -> list[int]:
+                return [lab.backend("web", f"be{n}")["answers_total"] for n in (1, 2)]
+
+            wait_until("the kernel has seen each prompt's answer",
+                       lambda: sum(answered()) >= REQUESTS)  # fmt: skip
+            assert all(answered()), "every server had some of one client's requests"
+
+
+# -- TLS
+
+
+def test_mozillas_profiles_and_resumption(open_: TierUnderTest):
+    def shake(*words: str) -> str:
+        done = subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{open_.port}", "-servername", HOST,
+             "-CAfile", str(open_.authority.certificate), *words],
+            input="", capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    session = open_.folder / "session"
+    assert "Cipher is (NONE)" in shake("-tls1_1", "-cipher", "ALL:@SECLEVEL=0")
+    assert "Protocol: TLSv1.2" in shake("-tls1_2").replace("Protocol  : ", "Protocol: ")
+    assert "Reused" not in shake("-tls1_2", "-sess_out", str(session))
+    assert "Reused" in shake("-tls1_2", "-sess_in", str(session))
+    open_.write(profile="modern")
+    open_.reload()
+    wait_until("TLS 1.2 is over", lambda: "Cipher is (NONE)" in shake("-tls1_2"))
+    assert "TLSv1.3" in shake("-tls1_3")
+    assert curl(open_, "--http2") == "200"
+
+
+def test_clients_need_a_certificate_that_was_not_revoked(tmp_path: Path, engine: Engine):
+    made = TierUnderTest(tmp_path, engine.at)
+    authority = made.authority
+    alice, eve = (authority.issue(name, f"/CN={name}") for name in ("alice", "eve"))
+    made.write(client_certificates={
+        "ca_file": str(authority.certificate), "crl_file": str(authority.revoked(eve))
+    })  # fmt: skip
+    try:
+        made.start()
+        connection = made.connect(client_context(authority, alice))
+        connection.request("GET", "/", headers={"X-Client-Name": "root"})
+        assert b'"x-client-name": "alice"' in connection.getresponse().read().lower()
+        for pair in (None, eve):
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                asked(made.connect, client_context(authority, pair))
+    finally:
+        made.stop()
+
+
+def asked(connect: Callable[[ssl.SSLContext], Any], context: ssl.SSLContext) -> None:
+    """Ask in a connection; TLS 1.3 says only then that a certificate was refused."""
+    connection = connect(context)
+    connection.request("GET", "/")
+    connection.getresponse()
+
+
+def test_only_a_trusted_proxy_says_who_the_client_is(tmp_path: Path, engine: Engine):
+    with tier(
+        tmp_path, engine.at, behind={"prefixes": ["127.0.0.0/8"], "protocol": "forwarded-for"}
+    ) as made:
+        assert source_of(made.ask("/", X_Forwarded_For="203.0.113.9, 198.51.100.7")) == (
+            "198.51.100.7"
+        ), "what the proxy has added is the last one"
+        made.write(behind={"prefixes": ["192.0.2.0/24"], "protocol": "forwarded-for"})
+        made.reload()
+        wait_until("it is not trusted any more",
+                   lambda: source_of(made.ask("/", X_Forwarded_For="203.0.113.9"))
+                   == "127.0.0.1")  # fmt: skip
+        made.write(behind={"prefixes": ["127.0.0.0/8"]})
+        made.reload()
+        wait_until("the PROXY protocol is needed", lambda: curl(made) == "000")
+        assert curl(made, "--haproxy-protocol") == "200"
+
+
+def source_of(answer: tuple[int, dict[str, str], Any]) -> str:
+    return {name.lower(): value for name, value in answer[2]["headers"].items()}["x-forwarded-for"]
+
+
+def test_so_many_requests_wait_and_the_rest_is_told_to_come_back(tmp_path: Path, engine: Engine):
+    with tier(tmp_path, engine.at, queue={"concurrent": 1, "waiting": 1, "timeout": "60s"}) as made:
+        engine.release.clear()
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.append(made.ask("/wait")[0])) for _ in range(2)
+        ]
+        try:
+            for each in threads:
+                each.start()
+            wait_until("one is at the engine and one waits",
+                       lambda: [(each["current"], each["queued"])
+                                for each in made.status()["engines"]] == [(1, 1)])  # fmt: skip
+            status, headers, body = made.ask("/")
+            assert (status, headers["retry-after"]) == (429, "5")
+            assert body["error"]["code"] == "engine_overloaded"
+        finally:
+            engine.release.set()
+            for each in threads:
+                each.join()
+        assert found == [200, 200]

@@ -1,0 +1,95 @@
+"""The file of a tier, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.errors import ConfigError
+from agent.tier.settings import Profile, ProxyProtocol, Tier, load
+
+LEAST = """\
+listen: [203.0.113.10:443]
+engines: 10.0.0.100:80
+certificates: /etc/steelyard/tls
+"""
+
+
+def loaded(folder: Path, text: str) -> Tier:
+    path = folder / "tier.yaml"
+    path.write_text(text)
+    return load(path)
+
+
+def test_three_lines_are_enough(tmp_path: Path):
+    tier = loaded(tmp_path, LEAST)
+    assert tier.listen == (("203.0.113.10", 443),)
+    assert tier.engines == ("10.0.0.100", 80)
+    assert (tier.profile, tier.keys, tier.routes) == (Profile.INTERMEDIATE, None, ())
+    assert tier.limits.requests_per_minute is None
+    assert tier.metrics == ("127.0.0.1", 9121)
+
+
+def test_the_example_is_valid():
+    tier = load(Path(__file__).parents[3] / "deploy" / "tier.example.yaml")
+    assert tier.keys is not None
+
+
+def test_all_of_it_is_read(tmp_path: Path):
+    tier = loaded(
+        tmp_path,
+        LEAST
+        + 'behind: {prefixes: [10.0.0.0/8, "2001:db8::/32"], protocol: forwarded-for}\n'
+        + 'routes: [{path: /v1/embeddings, engines: "[fd00::1]:80"}]\n'
+        + "limits: {requests_per_minute: 60, body: 8MiB, head_timeout: 5s}\n"
+        + "client_certificates: {ca_file: /ca.pem, required: false}\n",
+    )
+    assert tier.behind is not None
+    assert tier.behind.protocol is ProxyProtocol.FORWARDED_FOR
+    assert tier.routes[0].engines == ("fd00::1", 80)
+    assert (tier.limits.body, tier.limits.head_timeout) == (8 << 20, 5.0)
+    assert tier.client_certificates is not None
+    assert not tier.client_certificates.required
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "words"),
+    [
+        ("limit: 3\n", 4, "did you mean 'limits'?"),
+        ("limits:\n  requests: 3\n", 5, "requests_per_minute"),
+        ("limits: {requests_per_minute: 0}\n", 4, "1 to 1000000000"),
+        ("limits: {body: none}\n", 4, "a body needs a limit"),
+        ("limits: {body: 1XiB}\n", 4, "not a number of bytes"),
+        ("profile: old\n", 4, "modern, intermediate"),
+        ("routes: [{path: v1, engines: 10.0.0.1:80}]\n", 4, "/v1/embeddings"),
+        ('routes: [{path: "/v1\'", engines: 10.0.0.1:80}]\n', 4, "/v1/embeddings"),
+        ("routes: [{model: 'a b', engines: 10.0.0.1:80}]\n", 4, "llama-*"),
+        ("routes: [{engines: 10.0.0.1:80}]\n", 4, "it applies to every request"),
+        ("routes: [{path: /x, engines: 203.0.113.10:443}]\n", 4, "listens on"),
+        ("behind: {prefixes: [10.0.0.1/8]}\n", 4, "10.0.0.0/8"),
+        ("queue: {concurrent: 0}\n", 4, "1"),
+        ("user: 'a b'\n", 4, "give a user"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, more: str, line: int, words: str):
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, LEAST + more)
+    assert caught.value.where == f"{tmp_path}/tier.yaml:{line}"
+    assert words in str(caught.value)
+
+
+def test_a_file_that_others_can_change_is_refused(tmp_path: Path):
+    path = tmp_path / "tier.yaml"
+    path.write_text(LEAST)
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match="other users can change"):
+        load(path)
+
+
+def test_what_is_missing_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, "listen: [203.0.113.10:443]\n")
+    said = "\n".join(map(str, caught.value.problems))
+    assert "engines: is missing" in said
+    assert "certificates: is missing" in said
