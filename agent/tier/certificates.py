@@ -46,6 +46,24 @@ class Found:
     problems: tuple[str, ...]
 
 
+def written(folder: Path) -> tuple[object, ...]:
+    """Return what tells whether any file of a folder was written anew, without reading them."""
+    try:
+        found = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+    except OSError as error:
+        return (error.errno,)
+    inner = (each / name for each in found for name in ("fullchain.pem", "privkey.pem"))
+    return tuple((str(each), _stamp(each)) for each in (*found, *inner))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
 def read(folder: Path, now_s: float) -> Found:
     """Return what can be served of a folder. ``now_s``: seconds since the epoch.
 

@@ -191,7 +191,8 @@ def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     yield "  http-request set-header X-Forwarded-Proto https"
     yield "  http-request del-header X-Client-Name"
     if tier.client_certificates:
-        yield "  http-request set-header X-Client-Name %[ssl_c_s_dn(cn)] if { ssl_c_used }"
+        name = "ssl_c_s_dn(cn),regsub([[:cntrl:]],_,g)"  # it must not begin another header
+        yield f"  http-request set-header X-Client-Name %[{name}] if {{ ssl_c_used }}"
     yield from _identity(tier, folder)
     yield from _limits(tier, folder)
     yield "  use_backend %[var(txn.refused)] if { var(txn.refused) -m found }"

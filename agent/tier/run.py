@@ -56,6 +56,8 @@ class Supervisor:
         self.seen = traffic.Seen()
         self.problems: tuple[str, ...] = ()
         self.current: Wanted | None = None
+        # What was written when all was taken over, and what was wrong with it.
+        self._taken: tuple[tuple[object, ...], tuple[str, ...]] | None = None
         self._lock = asyncio.Lock()
         self._said: tuple[str, ...] = ()
 
@@ -91,18 +93,34 @@ class Supervisor:
         self.seen.problems = len(self.problems)
 
     async def _bring(self) -> tuple[str, ...]:
+        runs = await self.proxy.runs()
+        # Thousands of certificates and keys take seconds to read: they are read when they change.
+        written = await asyncio.to_thread(self._written)
+        if runs and self._taken is not None and self._taken[0] == written:
+            return self._taken[1]
+        self._taken = None
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
         wanted = await asyncio.to_thread(self._wanted, found.certificates)
-        before, runs = self.current, await self.proxy.runs()
-        if before == wanted and runs:
-            return found.problems
+        before = self.current
         if before is None or not runs or _needs_worker(before, wanted):
             await self._renew(wanted, runs)
-        else:
+        elif before != wanted:
             await self._adjust(before, wanted)
         self.current = wanted
         self.seen.ends_s = {each.name: each.end_s for each in found.certificates}
+        self._taken = (written, found.problems)
         return found.problems
+
+    def _written(self) -> tuple[object, ...]:
+        """Return what tells whether there is anything to do; each hour, to see what has expired."""
+        others = (self.tier.keys, *self._authorities())
+        stamps = tuple(_written(each) for each in others if each is not None)
+        folder = certificates.written(self.tier.certificates)
+        return self.tier, folder, stamps, int(time.time() // 3600)
+
+    def _authorities(self) -> tuple[Path | None, ...]:
+        asked = self.tier.client_certificates
+        return () if asked is None else (asked.ca_file, asked.crl_file)
 
     def _wanted(self, found: tuple[Certificate, ...]) -> Wanted:
         tier = self.tier
@@ -115,13 +133,11 @@ class Supervisor:
                 remedy="lbctl tier status names what is wrong with those that are there",
             )  # fmt: skip
         known = keys.read(tier.keys) if tier.keys else ()
-        asked = tier.client_certificates
-        others = () if asked is None else (asked.ca_file, asked.crl_file)
         return Wanted(
             render.rendered(tier, tier.folder),
             served,
             render.maps(known) if tier.keys else {},
-            tuple(_written(each) for each in others if each is not None),
+            tuple(_written(each) for each in self._authorities() if each is not None),
         )
 
     async def _renew(self, wanted: Wanted, runs: bool) -> None:
@@ -243,7 +259,7 @@ def _written(path: Path) -> object:
         found = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _write_private(path: Path, data: bytes) -> None:
