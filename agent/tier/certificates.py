@@ -7,6 +7,7 @@ servers do: who removed it would leave clients without any answer.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import ssl
@@ -40,10 +41,14 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is in the folder: the certificates by name, and what is wrong with the others."""
+    """What is in the folder: the certificates, and what is wrong with the others.
+
+    ``wrong``: the names of those that cannot be served.
+    """
 
     certificates: tuple[Certificate, ...]
     problems: tuple[str, ...]
+    wrong: frozenset[str] = frozenset()
 
 
 def written(folder: Path) -> tuple[object, ...]:
@@ -78,11 +83,13 @@ def read(folder: Path, now_s: float) -> Found:
         ) from error  # fmt: skip
     certificates: dict[str, Certificate] = {}
     problems: list[str] = []
+    wrong: set[str] = set()
     for each in names[:MOST_CERTIFICATES]:
         try:
             one = _certificate(folder / each)
         except ConfigError as error:
             problems.append(str(error).replace("\n  remedy", "; remedy"))
+            wrong.add(_name_of(folder / each))
             continue
         if one is None:
             continue
@@ -92,7 +99,26 @@ def read(folder: Path, now_s: float) -> Found:
         certificates[one.name] = one
         if one.end_s <= now_s:
             problems.append(f"{folder / each}: the certificate has expired; remedy: {_MAKE}")
-    return Found(tuple(certificates.values()), tuple(problems))
+    return Found(
+        tuple(certificates.values()), tuple(problems), frozenset(wrong - set(certificates))
+    )
+
+
+def kept(found: Found, copies: Path) -> tuple[Certificate, ...]:
+    """Return what is to be served: for those that are wrong now, the copy that was served before.
+
+    Without it, clients that ask for such a name would get a certificate of another.
+    """
+    before = []
+    for name in sorted(found.wrong):
+        path = copies / f"{name}.pem"
+        with contextlib.suppress(OSError, ConfigError):
+            before.append(checked(name, path.read_bytes(), str(path)))
+    return (*found.certificates, *before)
+
+
+def _name_of(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
 
 
 def _certificate(path: Path) -> Certificate | None:
@@ -101,10 +127,10 @@ def _certificate(path: Path) -> Certificate | None:
         chain, key = path / "fullchain.pem", path / "privkey.pem"
         if not chain.exists():
             return None
-        name = path.name
+        name = _name_of(path)
     elif path.suffix in (".crt", ".pem"):
         beside = path.with_suffix(".key")
-        chain, key, name = path, beside if beside.exists() else path, path.stem
+        chain, key, name = path, beside if beside.exists() else path, _name_of(path)
     else:
         return None
     if not _NAME.fullmatch(name):

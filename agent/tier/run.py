@@ -100,14 +100,14 @@ class Supervisor:
             return self._taken[1]
         self._taken = None
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
-        wanted = await asyncio.to_thread(self._wanted, found.certificates)
+        wanted = await asyncio.to_thread(self._wanted, found)
         before = self.current
         if before is None or not runs or _needs_worker(before, wanted):
             await self._renew(wanted, runs)
         elif before != wanted:
             await self._adjust(before, wanted)
         self.current = wanted
-        self.seen.ends_s = {each.name: each.end_s for each in found.certificates}
+        self.seen.ends_s = {name: each.end_s for name, each in wanted.certificates.items()}
         self._taken = (written, found.problems)
         return found.problems
 
@@ -122,16 +122,15 @@ class Supervisor:
         asked = self.tier.client_certificates
         return () if asked is None else (asked.ca_file, asked.crl_file)
 
-    def _wanted(self, found: tuple[Certificate, ...]) -> Wanted:
+    def _wanted(self, found: certificates.Found) -> Wanted:
         tier = self.tier
-        served = {each.name: each for each in found}
+        served = {each.name: each for each in certificates.kept(found, self.files.certificates)}
         if not served or (tier.default_certificate or next(iter(served))) not in served:
             raise SteelyardError(
-                f"there is no certificate {tier.default_certificate}" if served
-                else "there is no certificate that can be served",
+                f"there is no certificate {tier.default_certificate or 'that can be served'}",
                 where=str(tier.certificates),
-                remedy="lbctl tier status names what is wrong with those that are there",
-            )  # fmt: skip
+                remedy="; ".join(found.problems) or "put the certificate and its key there",
+            )
         known = keys.read(tier.keys) if tier.keys else ()
         return Wanted(
             render.rendered(tier, tier.folder),

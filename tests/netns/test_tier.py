@@ -324,6 +324,12 @@ def test_a_certificate_that_is_wrong_is_named_and_the_others_are_served(open_: T
     wait_until("all is well again", open_.serves)
     open_.certify("second", "second.example.org")
     wait_until("both are served", lambda: len(open_.status()["certificates"]) == 2)
+    second = serial(open_, "second.example.org")
+    (open_.certificates / "second.pem").write_text("half of a certi")
+    wait_until("it is named", lambda: open_.status()["problems"])
+    assert serial(open_, "second.example.org") == second, "the one of before is served on"
+    open_.restart()
+    assert serial(open_, "second.example.org") == second, "also by the next agent"
     shown = open_.lbctl("certs").stdout
     assert "chat" in shown
     assert "second" in shown

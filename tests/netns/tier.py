@@ -146,6 +146,10 @@ class TierUnderTest:
 
     def start(self) -> None:
         """Start `lb-agent tier run`, and wait until HAProxy answers."""
+        self._begin()
+        wait_until("the tier serves", self.serves)
+
+    def _begin(self) -> None:
         program = processes.program("lb-agent", "agent.main")
         words = ("tier", "run", "--config", str(self.file), "--with-haproxy")
         command = [*self.entering, *program, *words]
@@ -154,7 +158,19 @@ class TierUnderTest:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=processes.environment(),
             )  # fmt: skip
-        wait_until("the tier serves", self.serves)
+
+    def restart(self) -> None:
+        """Kill the agent, and start another one; HAProxy goes on."""
+        assert self.agent is not None
+        self.agent.kill()
+        self.agent.wait()
+        self._begin()
+        wait_until("the next agent has looked", self._has_looked)
+
+    def _has_looked(self) -> bool:
+        with contextlib.suppress(Exception):
+            return bool(self.status()["reloads_total"] == 1)
+        return False
 
     def serves(self) -> bool:
         """Whether HAProxy answers, and nothing is wrong; an agent that has ended is a failure."""
@@ -203,12 +219,14 @@ class TierUnderTest:
 
     # -- clients
 
-    def connect(self, context: ssl.SSLContext | None = None) -> http.client.HTTPSConnection:
+    def connect(
+        self, context: ssl.SSLContext | None = None, host: str = HOST
+    ) -> http.client.HTTPSConnection:
         """A client's connection."""
         context = context or client_context(self.authority)
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60)
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        connection.sock = context.wrap_socket(sock, server_hostname=HOST)
+        connection.sock = context.wrap_socket(sock, server_hostname=host)
         return connection
 
     def ask(
@@ -252,9 +270,9 @@ def tier(
         shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-def serial(made: TierUnderTest) -> int:
-    """The serial number of the certificate that is served now."""
-    connection = made.connect()
+def serial(made: TierUnderTest, host: str = HOST) -> int:
+    """The serial number of the certificate that is served for a host now."""
+    connection = made.connect(host=host)
     try:
         found = connection.sock.getpeercert()
     finally:

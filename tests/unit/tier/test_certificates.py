@@ -71,6 +71,7 @@ def test_what_is_wrong_is_named_and_hides_nothing(tmp_path: Path, authority: Aut
     ):  # fmt: skip
         assert words in problems
     assert len(found.problems) == 7
+    assert found.wrong == {"half", "lost", "foreign", "open", "a b"}
 
 
 def test_a_key_with_a_password_is_refused(tmp_path: Path, pair: Pair):
