@@ -84,8 +84,11 @@ def load_file(path: Path) -> Config:
     return parse(read_text(path), str(path))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of the operator's file. Raises ConfigError."""
+def read_text(path: Path, example: str = "deploy/agent.example.yaml") -> str:
+    """Return the text of the operator's file. Raises ConfigError.
+
+    ``example``: a file to create it from.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -100,7 +103,7 @@ def read_text(path: Path) -> str:
             f"the configuration cannot be read: {error.strerror}",
             where=str(path),
             remedy="give the path of a file that the agent may read (--config), or create it from "
-            "deploy/agent.example.yaml",
+            f"{example}",
         ) from error
 
 

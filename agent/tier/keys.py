@@ -85,13 +85,18 @@ def parse(text: str, where: str) -> tuple[Key, ...]:
     return tuple(keys)
 
 
-def _key(words: list[str], where: str) -> Key:
-    name, sha256 = words[0], words[1] if len(words) > 1 else ""
+def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name[:70]!r} is not a name of a key", where=where,
+            f"{name[:70]!r} is not a name of a key",
+            where=where,
             remedy="use at most 64 letters, digits, and . _ @ - after the first",
-        )  # fmt: skip
+        )
+
+
+def _key(words: list[str], where: str) -> Key:
+    name, sha256 = words[0], words[1] if len(words) > 1 else ""
+    _check_name(name, where)
     if not _HASH.fullmatch(sha256):
         raise ConfigError(
             f"the second word for {name} is not a SHA-256 in 64 hexadecimal digits", where=where,
@@ -126,6 +131,7 @@ def _line(key: Key) -> str:
 
 def add(path: Path, name: str, limits: Limits) -> str:
     """Make a key, write what the file holds of it, and return the key. Raises ConfigError."""
+    _check_name(name, "NAME")
     before = read(path) if path.exists() else ()
     if any(key.name == name for key in before):
         raise ConfigError(
@@ -134,7 +140,6 @@ def add(path: Path, name: str, limits: Limits) -> str:
         )  # fmt: skip
     text, key = made(name)
     key = replace(key, limits=limits)
-    _key(_line(key).split(), name)  # a name or limit that cannot be read again is refused here
     _append(path, _line(key))
     return text
 

@@ -175,7 +175,9 @@ class Behind(Section):
 class Tier(Section):
     """One tier."""
 
-    listen: Ends = Field(description="Where clients connect to; addresses need not be there yet.")
+    listen: Ends = Field(
+        description="Where clients connect to. The host needs these addresses when HAProxy starts."
+    )
     engines: End = Field(description="The VIP and port of the engines, which is spoken to in HTTP.")
     certificates: kinds.AbsolutePath = Field(
         description="The folder of certificates: `NAME.pem` or `NAME.crt`, with the key in it or "
@@ -228,7 +230,7 @@ class Tier(Section):
 def load(path: Path) -> Tier:
     """Return the settings in a file. Raises ConfigError."""
     check_trusted(path)
-    return parse_document(Tier, read_text(path), str(path), _rules)
+    return parse_document(Tier, read_text(path, "deploy/tier.example.yaml"), str(path), _rules)
 
 
 def _rules(tier: Tier) -> Iterator[Problem]:

@@ -231,7 +231,11 @@ def keys() -> None:
 def _keys_file(path: Path | None, at: Path) -> Path:
     if path is not None:
         return path
-    named = _asked(at, "/v1/tier")["keys_file"]
+    try:
+        named = _asked(at, "/v1/tier")["keys_file"]
+    except AgentUnreachableError as error:
+        error.remedy += "; or name the file of keys: --file"
+        raise
     if named is None:
         raise SteelyardError(
             "the tier has no keys: anybody may ask",
