@@ -1,5 +1,5 @@
-"""Judges certificates: the status page's, the API's, the fleet's, and those that health checks
-verify.
+"""Judges certificates: the status page's, the API's, the fleet's, the tier's, and those that health
+checks verify.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _SOON_S = {
     CertificateUse.API: 14 * _DAY_S,
     CertificateUse.API_CA: 30 * _DAY_S,
     CertificateUse.API_CRL: _DAY_S // 2,  # often made anew every day
+    CertificateUse.TIER: 14 * _DAY_S,
 }
 _RENEW = {
     CertificateUse.PAGE: "renew it in place (certbot renew); the agent takes a new file within a "
@@ -43,6 +44,7 @@ _RENEW = {
     "certificates: once it has ended, none that it signed is let in",
     CertificateUse.API_CRL: "have the CA issue a new list, and replace the file: once it has "
     "ended, nobody is let in",
+    CertificateUse.TIER: "renew it in its folder (certbot renew); the tier takes it within seconds",
 }
 _CORRECT = {
     CertificateUse.PAGE: "status_page.certificate: a PEM file",
@@ -51,6 +53,7 @@ _CORRECT = {
     CertificateUse.API: "api.certificate: a PEM file",
     CertificateUse.API_CA: "api.client_ca: a PEM file",
     CertificateUse.API_CRL: "api.crl_file: a PEM file",
+    CertificateUse.TIER: "lb-agent tier check",
 }
 
 

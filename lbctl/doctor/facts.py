@@ -194,6 +194,7 @@ class CertificateUse(enum.Enum):
     API = "the API for other hosts"
     API_CA = "the API's clients, whose certificates it signs"
     API_CRL = "the API's clients: the list of those that were revoked"
+    TIER = "clients of this host's tier"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from lbctl.doctor.facts import Certificate, CertificateUse
 from lbctl.environment import Agent
 
 _MOST_BACKENDS = 10_000
+_TIER = Path("/etc/steelyard/tier.yaml")
 
 
 def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate, ...]:
@@ -30,7 +32,29 @@ def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate,
         (CertificateUse.STORE_CA, "the CA of etcd", etcd.get("ca_file")),
     )
     ours = (_of_file(use, f"{what} ({path})", Path(path)) for use, what, path in named if path)
-    return (*ours, *(_backends(config, agent) if agent is not None else ()))
+    return (*ours, *(_backends(config, agent) if agent is not None else ()), *tiers(_TIER))
+
+
+def tiers(path: Path) -> Iterator[Certificate]:
+    """Yield the certificates of the tier whose file this is, if there is one."""
+    if not path.exists():
+        return
+    from agent.tier import certificates as folder  # not at the top: few hosts have a tier
+    from agent.tier.settings import load
+
+    try:
+        found = folder.read(load(path).certificates, math.inf)
+    except SteelyardError as error:
+        denied = isinstance(error.__cause__, PermissionError)
+        yield Certificate(
+            f"the tier ({path})", None, error.message, denied=denied, use=CertificateUse.TIER
+        )
+        return
+    for each in found.certificates:
+        yield Certificate(f"{each.name} of the tier", each.end_s, use=CertificateUse.TIER)
+    for name in sorted(found.wrong):
+        words = "it cannot be served"
+        yield Certificate(f"{name} of the tier", None, words, use=CertificateUse.TIER)
 
 
 def _of_file(use: CertificateUse, where: str, path: Path) -> Certificate:

@@ -26,7 +26,7 @@ from lbctl.doctor.facts import (
 )
 from tests.cli.doctor_facts import HOST, PROCESS, RUNNING, STATUS, facts, verdicts
 from tests.cli.test_doctor_failover import STANDING, configured
-from tests.pki import Authority
+from tests.pki import Authority, self_signed
 
 DAY_S = 86_400
 NOW = 1_800_000_000.0
@@ -386,6 +386,27 @@ def test_certificates_of_the_page_and_of_checked_servers_are_gathered(tmp_path):
     page, server = gather_certificates.gather(config, Answers())
     assert (page.until, page.use) == (end, CertificateUse.PAGE)
     assert server == Certificate("chat/gpu-1", STARTED_S, use=CertificateUse.SERVER)
+
+
+def test_certificates_of_the_hosts_tier_are_gathered(tmp_path):
+    folder, path = tmp_path / "tls", tmp_path / "tier.yaml"
+    folder.mkdir()
+    assert list(gather_certificates.tiers(path)) == []
+    path.write_text(
+        f"listen: [192.0.2.1:443]\nengines: 192.0.2.2:80\ncertificates: {tmp_path}/none\n"
+    )
+    (missing,) = gather_certificates.tiers(path)
+    assert (missing.until, missing.use) == (None, CertificateUse.TIER)
+    assert "cannot be read: No such file" in missing.problem
+    path.write_text(path.read_text().replace("/none", "/tls"))
+    pair = self_signed(folder, "chat", "chat")
+    pair.key.chmod(0o600)
+    (folder / "half.crt").write_text("half")
+    chat, half = gather_certificates.tiers(path)
+    assert (chat.where, chat.use, half.where, half.until) == (
+        "chat of the tier", CertificateUse.TIER, "half of the tier", None
+    )  # fmt: skip
+    assert chat.until is not None
 
 
 def test_certificates_of_the_fleet_are_gathered_with_the_common_name_of_ours(tmp_path):
