@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.config.reference import section_lines
-from agent.tier.settings import Behind, ClientCertificates, Limits, Queue, Route, Tier
+from agent.tier.settings import Behind, ClientCertificates, Limits, Plain, Queue, Route, Tier
 
 _ROOT = Path(__file__).resolve().parents[2]
 TARGET = _ROOT / "docs" / "tier-reference.md"
@@ -26,6 +26,7 @@ _SECTIONS = (
     ("`queue`", Queue),
     ("`routes[]`", Route),
     ("`client_certificates`", ClientCertificates),
+    ("`plain`", Plain),
     ("`behind`", Behind),
 )
 

@@ -130,6 +130,7 @@ def rendered(tier: Tier, folder: Path) -> str:
         *_defaults(tier),
         *_table(tier),
         *_frontend(tier, folder),
+        *_plain_http(tier),
         *(line for end in engines_of(tier) for line in _engines(tier, end)),
         *(line for refusal in Refusal for line in _refusing(refusal)),
     ]
@@ -183,9 +184,8 @@ def _table(tier: Tier) -> Iterator[str]:
 
 def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     yield "frontend tier"
-    for host, port in tier.listen:
-        address = f"ipv6@{host}:{port}" if ":" in host else f"{host}:{port}"
-        yield f"  bind {address} ssl {_certificates(tier, folder)} alpn h2,http/1.1"
+    for end in tier.listen:
+        yield f"  bind {_address(end)} ssl {_certificates(tier, folder)} alpn h2,http/1.1"
     yield from _sources(tier)
     yield "  http-request set-header X-Forwarded-For %[src]"
     yield "  http-request set-header X-Forwarded-Proto https"
@@ -199,6 +199,25 @@ def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     for route in tier.routes:
         yield from _routed(tier, route.engines, _conditions(route))
     yield from _routed(tier, tier.engines, "")
+
+
+def _plain_http(tier: Tier) -> Iterator[str]:
+    if tier.plain is None:
+        return
+    yield "frontend plain"
+    yield from (f"  bind {_address(end)}" for end in tier.plain.listen)
+    challenge = "{ path -m beg /.well-known/acme-challenge/ }"  # RFC 8555, section 8.3
+    otherwise = "" if tier.plain.acme is None else f" unless {challenge}"
+    yield f"  http-request redirect scheme https code 308{otherwise}"
+    if tier.plain.acme is not None:
+        yield "  default_backend acme"
+        yield "backend acme"
+        yield f"  server certbot {_address(tier.plain.acme)}"
+
+
+def _address(end: tuple[str, int]) -> str:
+    """Return an address and port as HAProxy reads them."""
+    return f"ipv6@{end[0]}:{end[1]}" if ":" in end[0] else f"{end[0]}:{end[1]}"
 
 
 def _certificates(tier: Tier, folder: Path) -> str:
@@ -319,10 +338,8 @@ def _routed(tier: Tier, end: tuple[str, int], condition: str) -> Iterator[str]:
 
 
 def _engines(tier: Tier, end: tuple[str, int]) -> Iterator[str]:
-    host, port = end
-    address = f"ipv6@{host}:{port}" if ":" in host else f"{host}:{port}"
     yield f"backend {backend_of(end)}"
-    yield f"  server vip {address} maxconn {tier.queue.concurrent}"
+    yield f"  server vip {_address(end)} maxconn {tier.queue.concurrent}"
 
 
 def _refusing(refusal: Refusal) -> Iterator[str]:

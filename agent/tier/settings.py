@@ -172,6 +172,17 @@ class Behind(Section):
     )
 
 
+class Plain(Section):
+    """HTTP without TLS: clients are sent to HTTPS, and nothing else is answered."""
+
+    listen: Ends = Field(description="Where clients connect to, as a rule port 80.")
+    acme: End | None = Field(
+        None,
+        description="Where certbot answers the challenges of a CA (http-01, RFC 8555): "
+        "`certbot certonly --standalone --http-01-port`.",
+    )
+
+
 class Tier(Section):
     """One tier."""
 
@@ -188,6 +199,7 @@ class Tier(Section):
         description="The certificate for clients that name no host, or an unknown one; without "
         "it, the first by name.",
     )
+    plain: Plain | None = Field(None, description="Answer HTTP without TLS, too.")
     profile: Annotated[Profile, *kinds.choice(Profile)] = Field(
         Profile.INTERMEDIATE, description="Versions and ciphers of TLS, after Mozilla."
     )
@@ -236,6 +248,13 @@ def load(path: Path) -> Tier:
 def _rules(tier: Tier) -> Iterator[Problem]:
     if not tier.listen:
         yield Problem(("listen",), "there is no address", "give at least one address and port")
+    plain = tier.plain.listen if tier.plain else ()
+    for end in sorted(set(plain) & set(tier.listen)):
+        yield Problem(
+            ("plain", "listen"),
+            f"{end[0]}:{end[1]} is an address of `listen`, too",
+            "give each its own port, such as 80 and 443",
+        )
     if len(tier.routes) > MOST_ROUTES:
         yield Problem(
             ("routes",), f"{len(tier.routes)} are too many", f"give at most {MOST_ROUTES}"

@@ -18,7 +18,7 @@ import pytest
 from agent.model import Forward
 from lbctl.lab import netns
 from tests.netns.site import site, wait_until
-from tests.netns.tier import EVENTS, HOST, Engine, TierUnderTest, serial, tier
+from tests.netns.tier import EVENTS, HOST, Engine, TierUnderTest, free_port, serial, tier
 from tests.pki import client_context
 
 STREAMS = 40
@@ -476,6 +476,25 @@ def test_only_a_trusted_proxy_says_who_the_client_is(tmp_path: Path, engine: Eng
         made.reload()
         wait_until("the PROXY protocol is needed", lambda: curl(made) == "000")
         assert curl(made, "--haproxy-protocol") == "200"
+
+
+def test_plain_http_leads_to_https_and_a_cas_challenge_to_certbot(
+    tmp_path: Path, engine: Engine, other: Engine
+):
+    port = free_port()
+    plain = {"listen": [f"127.0.0.1:{port}"], "acme": other.at}
+    with tier(tmp_path, engine.at, plain=plain):
+
+        def asked_plainly(path: str) -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", path, headers={"Host": HOST})
+            return connection.getresponse()
+
+        sent_on = asked_plainly("/v1/models")
+        assert (sent_on.status, sent_on.headers["Location"]) == (308, f"https://{HOST}/v1/models")
+        challenge = asked_plainly("/.well-known/acme-challenge/token")
+        assert challenge.status == 200
+        assert b'"engine": "other"' in challenge.read()
 
 
 def source_of(answer: tuple[int, dict[str, str], Any]) -> str:

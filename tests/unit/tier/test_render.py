@@ -22,6 +22,11 @@ from tests.pki import Authority
 SETTINGS: dict[str, list[Any]] = {
     "listen": [["127.0.0.1:1443"], ["0.0.0.0:1443", "[::1]:1443"]],
     "engines": ["10.0.0.1:80", "[fd00::1]:80"],
+    "plain": [
+        None,
+        {"listen": ["127.0.0.1:1080", "[::1]:1080"]},
+        {"listen": ["0.0.0.0:1080"], "acme": "[::1]:8402"},
+    ],
     "profile": ["intermediate", "modern"],
     "keys": [None, "/keys"],
     "forward_key": [False, True],

@@ -67,6 +67,7 @@ def test_all_of_it_is_read(tmp_path: Path):
         ("routes: [{model: 'a b', engines: 10.0.0.1:80}]\n", 4, "llama-*"),
         ("routes: [{engines: 10.0.0.1:80}]\n", 4, "it applies to every request"),
         ("routes: [{path: /x, engines: 203.0.113.10:443}]\n", 4, "listens on"),
+        ("plain: {listen: [203.0.113.10:443]}\n", 4, "is an address of `listen`, too"),
         ("behind: {prefixes: [10.0.0.1/8]}\n", 4, "10.0.0.0/8"),
         ("queue: {concurrent: 0}\n", 4, "1"),
         ("user: 'a b'\n", 4, "give a user"),
