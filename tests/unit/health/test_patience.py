@@ -27,7 +27,7 @@ class Loop(asyncio.SelectorEventLoop):
         return self.now_s
 
 
-class Sleepless(selectors.SelectSelector):
+class Sleepless(selectors.PollSelector):
     """Waits for nobody."""
 
     def __init__(self, loop: Loop) -> None:
