@@ -258,8 +258,12 @@ class Dataplane:
                     short.message, where=short.where, remedy=short.remedy
                 ) from error
             raise
-        abi.check(compiled.layout)
-        instance.mark(compiled.fd, self.pins, config.name)
+        try:
+            abi.check(compiled.layout)
+            instance.mark(compiled.fd, self.pins, config.name)
+        except BaseException:
+            compiled.close()
+            raise
         if self._has_program:
             self.replaced.append(self.program)
         self.program, self.features = compiled, features

@@ -160,7 +160,9 @@ def probe(text: str) -> btf.Btf:
     enums = "struct abi_enums { " + " ".join(f"enum {n} {n};" for n in header.enums()) + " };"
     rest = f"{uses}\n{enums}\nBPF_ARRAY(abi_enums, struct abi_enums, 1);\n"
     rest += "int probe(struct xdp_md *ctx) { return XDP_PASS; }\n"
-    return compile_program(text + rest, "probe", {}).layout
+    compiled = compile_program(text + rest, "probe", {})
+    compiled.close()
+    return compiled.layout
 
 
 def test_a_program_with_the_header_as_it_is_is_taken():
