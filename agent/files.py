@@ -37,6 +37,15 @@ def write_atomically(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs once a file was replaced or written anew; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder to disk, so that renames in it survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

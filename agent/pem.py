@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -34,6 +35,13 @@ def revocations(pem: str) -> Iterator[float]:
     Raises ValueError if there is no list.
     """
     return _read(pem, "X509 CRL", "list of revoked certificates", _next_update)
+
+
+def pem_problem(error: OSError | ValueError) -> str:
+    """Return in words why OpenSSL, or the system, could not take a file."""
+    if isinstance(error, ssl.SSLError):
+        return (getattr(error, "reason", None) or "it is not PEM").lower().replace("_", " ")
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _read[T](pem: str, label: str, what: str, read: Callable[[bytes], T]) -> Iterator[T]:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from agent.errors import AgentUnreachableError, ApiError
+from agent.pem import pem_problem
 
 DEFAULT_SOCKET = Path("/run/steelyard/agent.sock")
 DEFAULT_TIMEOUT_S = 10.0
@@ -153,11 +154,8 @@ def _context(server: Server) -> ssl.SSLContext:
         made.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as before Python 3.13, and as curl
         made.load_cert_chain(server.certificate, server.key, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        words = getattr(error, "strerror", None) or str(error)
-        if isinstance(error, ssl.SSLError):
-            words = (error.reason or "it is not PEM").lower().replace("_", " ")
         raise ApiError(
-            f"this file cannot be used for TLS: {words}",
+            f"this file cannot be used for TLS: {pem_problem(error)}",
             where=str(at),
             remedy="--cert is your certificate, --key its key without a password, and --ca what "
             "the server's certificate is signed by, all in PEM",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.files import read_private
+from agent.files import read_private, stamp
+from agent.pem import pem_problem
 
 _KEY_BYTES = 1 << 16
 
@@ -42,18 +43,10 @@ def settings_of(answer: Mapping[str, Any]) -> Settings | None:
     return None
 
 
-def written(settings: Settings) -> tuple[tuple[int, int] | None, ...]:
+def written(settings: Settings) -> tuple[object, ...]:
     """Return what tells whether a file was replaced or written anew; None: it is not there."""
     files = (settings.certificate, settings.key_file, settings.client_ca, settings.crl_file)
-    return tuple(_written(path) for path in files if path is not None)
-
-
-def _written(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+    return tuple(stamp(path) for path in files if path is not None)
 
 
 def context(settings: Settings) -> ssl.SSLContext:
@@ -71,7 +64,7 @@ def context(settings: Settings) -> ssl.SSLContext:
         made.load_cert_chain(settings.certificate, settings.key_file, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigError(
-            f"the API's certificate cannot be used: {_words(error)}",
+            f"the API's certificate cannot be used: {pem_problem(error)}",
             where=str(settings.certificate),
             remedy="give the certificate with its chain as `api.certificate`, and its key, without "
             "a password, as `api.key_file`, both in PEM, and readable by the user `api.user`",
@@ -88,16 +81,10 @@ def _trust(made: ssl.SSLContext, path: Path, what: str, key: str) -> None:
         made.load_verify_locations(path)
     except OSError as error:
         raise ConfigError(
-            f"{what} cannot be used: {_words(error)}",
+            f"{what} cannot be used: {pem_problem(error)}",
             where=str(path),
             remedy=f"give it as `api.{key}`, in PEM, and readable by the user `api.user`",
         ) from error
-
-
-def _words(error: OSError | ValueError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (getattr(error, "reason", None) or "it is not PEM").lower().replace("_", " ")
-    return str(getattr(error, "strerror", None) or error)
 
 
 def name_of(certificate: Mapping[str, Any] | None) -> str | None:

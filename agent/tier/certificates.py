@@ -2,7 +2,7 @@
 
 HAProxy refuses its whole configuration for one file that is wrong. So it gets copies of those
 that are right, and the others are problems with a name. One that has expired is served, as other
-servers do: who removed it would leave clients without any answer.
+servers do: without it, clients would get no answer at all.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ConfigError
-from agent.files import read_private
+from agent.files import read_private, stamp
 from agent.pem import certificates as ends_and_names
+from agent.pem import pem_problem
 
 MOST_CERTIFICATES = 10_000
 _MOST_BYTES = 1 << 20
@@ -58,15 +59,7 @@ def written(folder: Path) -> tuple[object, ...]:
     except OSError as error:
         return (error.errno,)
     inner = (each / name for each in found for name in ("fullchain.pem", "privkey.pem"))
-    return tuple((str(each), _stamp(each)) for each in (*found, *inner))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+    return tuple((str(each), stamp(each)) for each in (*found, *inner))
 
 
 def read(folder: Path, now_s: float) -> Found:
@@ -162,7 +155,7 @@ def checked(name: str, pem: bytes, where: str) -> Certificate:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(file.name, password="")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"the certificate cannot be used: {_words(error)}", where=where,
+                f"the certificate cannot be used: {pem_problem(error)}", where=where,
                 remedy="give the certificate with its chain and its key, in PEM and without a "
                 "password",
             ) from error  # fmt: skip
@@ -173,9 +166,3 @@ def checked(name: str, pem: bytes, where: str) -> Certificate:
             f"the certificate cannot be read: {error}", where=where, remedy=_MAKE
         ) from error
     return Certificate(name, pem, end_s)
-
-
-def _words(error: OSError | ValueError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (getattr(error, "reason", None) or "it is not PEM").lower().replace("_", " ")
-    return str(getattr(error, "strerror", None) or error)

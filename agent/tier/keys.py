@@ -4,8 +4,8 @@ Each line has a name and the SHA-256 of a key, and may have limits of its own::
 
     alice 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 requests_per_minute=600
 
-The keys themselves are nowhere: who reads the file cannot ask in anybody's name. They are random
-and long, so a plain hash of them cannot be searched.
+The keys themselves are nowhere: whoever reads the file cannot ask in anybody's name. They are
+random and long, so a plain hash of them cannot be searched.
 """
 
 from __future__ import annotations

@@ -166,6 +166,8 @@ def _defaults(tier: Tier) -> Iterator[str]:
     yield "  retries 3"
     yield "  timeout connect 3s"
     yield f"  timeout http-request {_ms(tier.limits.head_timeout)}"
+    # Otherwise who connects and says nothing, or half of a ClientHello, stays for `timeout client`.
+    yield f"  timeout client-hs {_ms(tier.limits.head_timeout)}"
     yield "  timeout http-keep-alive 60s"
     yield f"  timeout queue {_ms(tier.queue.timeout)}"
     yield f"  timeout client {_ms(tier.idle_timeout)}"
@@ -251,7 +253,7 @@ def _identity(tier: Tier, folder: Path) -> Iterator[str]:
     """Say whose request it is, and count it."""
     yield "  http-request del-header X-Key-Name"
     if not tier.keys:
-        yield "  http-request track-sc0 src table clients"
+        yield "  http-request track-sc0 src,ipmask(32,64) table clients"
         return
     yield (
         "  http-request set-var(txn.key) req.hdr(authorization),"
@@ -274,7 +276,7 @@ def _limits(tier: Tier, folder: Path) -> Iterator[str]:
     yield _refuse(Refusal.BODY, f"{{ req.body_size gt {limits.body} }}")
     yield from _limit(tier, folder, "concurrent", Refusal.CONCURRENT, "sc_conn_cur(0)")
     yield from _limit(tier, folder, "requests_per_minute", Refusal.REQUESTS, "sc_http_req_rate(0)")
-    # Not before: who is refused is answered at once, and nothing of the body is kept.
+    # Not earlier: a request that is refused is answered at once, and nothing of its body is kept.
     yield f"  http-request wait-for-body time {_ms(limits.head_timeout)} if {_STILL}"
     yield _refuse(Refusal.LENGTH, "{ req.body_len gt 0 } !{ req.hdr(content-length) -m found }")
     if tier.keys or limits.tokens_per_minute is not None:

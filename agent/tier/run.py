@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from agent import guarded
 from agent.api.listen import UnixListener, listen_unix
 from agent.errors import SteelyardError
-from agent.files import write_atomically
+from agent.files import stamp, write_atomically
+from agent.humanise import endpoint
 from agent.logs import get_logger
 from agent.notify import Notifier, catch_signals, work_until
 from agent.tier import certificates, keys, render, traffic
@@ -93,6 +94,20 @@ class Supervisor:
         self.seen.problems = len(self.problems)
 
     async def _bring(self) -> tuple[str, ...]:
+        """Bring HAProxy to what is wanted, and return what is wrong with the rest.
+
+        Raises SteelyardError; the state of before goes on, then.
+        """
+        try:
+            return await self._brought()
+        except OSError as error:  # such as a full disk
+            raise SteelyardError(
+                f"a file cannot be written: {error.strerror or error}",
+                where=str(error.filename or self.files.folder),
+                remedy="make room there; it is tried again every few seconds",
+            ) from error
+
+    async def _brought(self) -> tuple[str, ...]:
         runs = await self.proxy.runs()
         # Thousands of certificates and keys take seconds to read: they are read when they change.
         written = await asyncio.to_thread(self._written)
@@ -114,7 +129,7 @@ class Supervisor:
     def _written(self) -> tuple[object, ...]:
         """Return what tells whether there is anything to do; each hour, to see what has expired."""
         others = (self.tier.keys, *self._authorities())
-        stamps = tuple(_written(each) for each in others if each is not None)
+        stamps = tuple(stamp(each) for each in others if each is not None)
         folder = certificates.written(self.tier.certificates)
         return self.tier, folder, stamps, int(time.time() // 3600)
 
@@ -136,7 +151,7 @@ class Supervisor:
             render.rendered(tier, tier.folder),
             served,
             render.maps(known) if tier.keys else {},
-            tuple(_written(each) for each in self._authorities() if each is not None),
+            tuple(stamp(each) for each in self._authorities() if each is not None),
         )
 
     async def _renew(self, wanted: Wanted, runs: bool) -> None:
@@ -215,7 +230,7 @@ class Supervisor:
         ends = self.current.certificates if self.current else {}
         return {
             "file": str(self.path),
-            "listen": [_text(end) for end in tier.listen],
+            "listen": [endpoint(*end) for end in tier.listen],
             "haproxy": reading is not None,
             "problems": list(self.problems),
             "connections": reading.connections if reading else None,
@@ -253,14 +268,6 @@ def _needs_worker(before: Wanted, wanted: Wanted) -> bool:
     )
 
 
-def _written(path: Path) -> object:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
-
-
 def _write_private(path: Path, data: bytes) -> None:
     if path.exists() and path.read_bytes() == data:
         return
@@ -269,10 +276,6 @@ def _write_private(path: Path, data: bytes) -> None:
 
 def _of(totals: Mapping[traffic.Series, int], name: str) -> dict[str, int]:
     return {what: count for (of, what), count in sorted(totals.items()) if of == name}
-
-
-def _text(end: tuple[str, int]) -> str:
-    return f"[{end[0]}]:{end[1]}" if ":" in end[0] else f"{end[0]}:{end[1]}"
 
 
 class Pages:

@@ -123,8 +123,8 @@ class ClientCertificates(Section):
 
 
 class Limits(Section):
-    """How much one key may ask for; without `keys`, one client's address. Each node of a tier
-    counts for itself.
+    """How much one key may ask for; without `keys`, one client's address (IPv6: its /64).
+    Each node of a tier counts for itself.
     """
 
     requests_per_minute: PerMinute = Field(None, description="Requests, refused ones included.")

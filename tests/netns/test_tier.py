@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import threading
@@ -173,6 +174,27 @@ def test_a_client_that_sends_its_request_slowly_is_let_go(keyed: TierUnderTest):
     connection = keyed.connect()
     connection.sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
     assert b"408" in connection.sock.recv(1000)
+    connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+def test_who_connects_and_does_not_shake_hands_is_let_go(keyed: TierUnderTest, sent: bytes):
+    """Once, such a connection stayed for the half hour of `idle_timeout`: 20,000 of a stranger's
+    would have kept everybody out.
+    """
+    with socket.create_connection(("127.0.0.1", keyed.port), timeout=90) as sock:
+        sock.sendall(sent)
+        assert sock.recv(1) == b""
+
+
+def test_a_client_of_http2_that_asks_nothing_is_let_go(keyed: TierUnderTest):
+    context = client_context(keyed.authority)
+    context.set_alpn_protocols(["h2"])
+    connection = keyed.connect(context)
+    connection.sock.settimeout(90)
+    assert connection.sock.selected_alpn_protocol() == "h2"
+    while connection.sock.recv(4096):
+        pass  # its settings, and a goodbye
     connection.close()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,9 +33,13 @@ HOST = "chat.example.org"
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """Return a port of loopback that nobody has, and that no client gets as its own meanwhile:
+    those begin at 32,768 (net.ipv4.ip_local_port_range).
+    """
+    while True:
+        port = random.randrange(16_384, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Engine:
