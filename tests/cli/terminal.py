@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import select
 import signal
 import struct
 import subprocess
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from typing import Self
 
 import pyte
+
+from tests.polling import readable
 
 
 class Terminal:
@@ -46,7 +47,7 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def read(self, seconds: float) -> None:
-        while select.select([self._fd], [], [], seconds)[0]:
+        while readable(self._fd, seconds):
             try:
                 self._stream.feed(os.read(self._fd, 65_536))
             except OSError:  # it has ended

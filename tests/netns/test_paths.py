@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from agent.state.segment import ACK, RST, SYN, Segment
 from agent.state.way import FIRST_PORT, LAST_PORT, Answer, Way, refusal
 from tests.netns.cable import PEER, PEER6, PEER_MAC, Net, Watch, follow, ip, run_in, wired
 from tests.netns.segment import inside
+from tests.polling import readable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -206,7 +206,7 @@ def test_what_came_before_the_filter_is_not_heard(
 
         def late(sock: socket.socket, steps: Any) -> None:
             sender.sendto(early.packet(), (ours, 0))
-            while not select.select([sock], [], [], 10)[0]:
+            while not readable(sock, 10):
                 pass
             attach(sock, steps)
 
@@ -214,7 +214,7 @@ def test_what_came_before_the_filter_is_not_heard(
         heard = paths._listening(version, SECRET)
         with contextlib.closing(sender), contextlib.closing(heard):
             sender.sendto(right.packet(), (ours, 0))
-            assert select.select([heard], [], [], 60)[0]
+            assert readable(heard, 60)
             assert Segment.read(heard.recv(2048), version) == right
 
     run_in(net.us, story)

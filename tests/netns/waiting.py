@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 from lbctl.lab import netns
 from lbctl.lab.topology import PORT, Node
+from tests.polling import readable
 
 ASKED = b"GET /slow?seconds=600&chunks=1 HTTP/1.1\r\nHost: lab\r\n\r\n"
 LIMIT_S = 60.0  # the host may be busy; nothing is told of how long it takes
@@ -37,10 +37,7 @@ class Waiting:
         return False
 
     def is_silent(self) -> bool:
-        # Not select(2): a process that has run many tests has more than 1,024 descriptors.
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        return not poll.poll(0)
+        return not readable(self.socket)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def loaded() -> Iterator[Dataplane]:
     try:
         yield dataplane
     finally:
-        dataplane.tables.close()
+        harness.close(dataplane)
         pins.remove(dataplane.pins)
 
 
@@ -74,7 +74,7 @@ def loaded_tc() -> Iterator[Dataplane]:
     try:
         yield dataplane
     finally:
-        dataplane.tables.close()
+        harness.close(dataplane)
         pins.remove(dataplane.pins)
 
 
@@ -98,7 +98,7 @@ def loaded_other() -> Iterator[Dataplane]:
     try:
         yield dataplane
     finally:
-        dataplane.tables.close()
+        harness.close(dataplane)
         pins.remove(dataplane.pins)
 
 
@@ -133,4 +133,5 @@ def instance() -> Iterator[str]:
     name = harness.instance_name("own")
     pins.remove(pins.pins_of(name))
     yield name
+    harness.close_all(name)
     pins.remove(pins.pins_of(name))

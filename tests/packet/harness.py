@@ -66,6 +66,7 @@ VERIFIED_BUCKETS = 16_384
 # What tests share is drawn from these, so that a run decides as the one before it.
 KEYS = HashKeys(0x1234_5678_9ABC_DEF0, 0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F)
 SMALL = Tables(flows=65_536, services=16, backends=256, ring_slots=4099)
+_loaded: list[Dataplane] = []  # and not closed
 
 
 class Verdict(enum.IntEnum):
@@ -129,7 +130,29 @@ def load(
     draw = program.fresh_keys if keys is None else lambda: keys
     with mock.patch.object(program, "fresh_keys", draw):
         dataplane.load(services, sync=sync)
+    _loaded.append(dataplane)
     return dataplane
+
+
+def close(dataplane: Dataplane) -> None:
+    """Give all descriptors back, as the end of the agent's process does."""
+    _loaded.remove(dataplane)
+    dataplane.release_replaced()
+    dataplane.program.close()
+    dataplane.tables.close()
+    dataplane.clock_source.close()
+    if dataplane.old is not None:
+        dataplane.old.close()
+
+
+def close_all(name: str) -> None:
+    """The same for all of this instance that are still open.
+
+    One has some 90 descriptors. A worker that kept those of all tests would soon have more than the
+    1,024 that ``select`` takes.
+    """
+    for dataplane in [one for one in _loaded if one.pins == pins.pins_of(name)]:
+        close(dataplane)
 
 
 def backend(name: str, address: str = "", weight: int = 100, **fields: object) -> Backend:

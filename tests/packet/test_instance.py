@@ -19,7 +19,7 @@ from agent.dataplane.tables import shapes
 from agent.errors import DataplaneError
 from agent.model import Config, Hook, Tables
 from agent.takeover import move_tables
-from tests.packet.harness import instance_name, load, service
+from tests.packet.harness import close, instance_name, load, service
 from tests.packet.test_swap import CALLER
 
 pytestmark = pytest.mark.usefixtures("network")
@@ -48,8 +48,7 @@ def running(config: Config) -> Dataplane:
 
 def end(dataplane: Dataplane) -> None:
     """As when the agent's process ends."""
-    dataplane.program.close()
-    dataplane.tables.close()
+    close(dataplane)
 
 
 def unpin(found: Pins) -> None:

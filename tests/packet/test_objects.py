@@ -36,7 +36,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     name = harness.instance_name("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIRECTORY", str(home))
-        start(name).program.close()
+        harness.close(start(name))
     pins.remove(pins.pins_of(name))
     (file,) = (home / "programs").iterdir()
     return file
@@ -103,7 +103,8 @@ def test_it_is_the_program_that_the_compiler_made(
     (file,) = folder.iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(objects, "compile_program", refused)
-        again = begin(instance, hook).program
+        second = begin(instance, hook)
+    again = second.program
     assert not again.code
     assert told(again)[:2] == told(first)[:2]
     pinned = {table.name: table for table in map(info, first.tables.values())}
@@ -114,9 +115,7 @@ def test_it_is_the_program_that_the_compiler_made(
 
     keys, one = dataplane.keys, objects.unpacked(file.read_bytes())
     file.unlink()
-    for program in (first, again):
-        program.close()
-    dataplane.tables.close()
+    harness.close_all(instance)
     pins.remove(dataplane.pins)
     anew = begin(instance, hook)
     assert anew.program.code
@@ -137,7 +136,7 @@ def test_another_instance_shares_it_and_has_tables_of_its_own(
     instance: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(objects, "compile_program", refused)
-    start(instance).program.close()
+    harness.close(start(instance))
     name = f"{instance}-2"
     try:
         rig = Rig(start(name))
@@ -147,6 +146,7 @@ def test_another_instance_shares_it_and_has_tables_of_its_own(
         assert (rig.tables.flows != 0).sum() == 50
         assert {port: rig.backend_of(tcp("A", client_port=port)) for port in sent} == sent
     finally:
+        harness.close_all(name)
         pins.remove(pins.pins_of(name))
 
 

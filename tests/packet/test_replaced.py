@@ -11,7 +11,7 @@ import pytest
 from agent.dataplane.compile import Origin
 from agent.dataplane.program import remove_instance
 from agent.model import Config, Forward, Hook, Tables
-from tests.packet.harness import load, service
+from tests.packet.harness import close, load, service
 
 pytestmark = pytest.mark.usefixtures("network")
 
@@ -51,7 +51,6 @@ def swaps(instance: str, origin: Origin) -> None:
         dataplane.release_replaced()
         assert dataplane.is_attached()
     assert held() - before == Counter()
-    dataplane.program.close()
+    close(dataplane)
     assert dataplane.is_attached(), "the kernel has it"
     assert held() < before
-    dataplane.tables.close()

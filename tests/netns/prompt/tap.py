@@ -6,7 +6,6 @@ Nothing here is shared with the balancer's code: what it says of a flow can be h
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import struct
 import threading
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from lbctl.lab import netns
+from tests.polling import readable
 
 ETH_P_ALL = 3
 SYN, RST, PSH = 2, 4, 8
@@ -24,7 +24,7 @@ _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 35, 33  # asm-generic/socket.h
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6  # packet(7)
 _ROOM_BYTES = 64 << 20
 _MAX_FRAME = 65_535
-_POLL_MS = 100
+_POLL_S = 0.1
 _LOOKS = 50
 
 
@@ -99,11 +99,8 @@ class Tap:
         self._thread.start()
 
     def _collect(self) -> None:
-        # Not select(2): a process that has run many tests has more than 1,024 descriptors.
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
         while not self._stop.is_set():
-            if poll.poll(_POLL_MS):
+            if readable(self._socket, _POLL_S):
                 self._drain()
 
     def _drain(self) -> None:
