@@ -29,6 +29,8 @@ async def check_all(path: Path) -> list[str]:
     for each in found.certificates:
         end = datetime.fromtimestamp(each.end_s, UTC)
         lines.append(f"certificate {each.name}: until {end:%Y-%m-%d}")
+    if tier.affinity and (problem := haproxy.sources_problem(tier.affinity.sources)):
+        lines.append(problem)
     if tier.keys:
         lines.append(f"keys: {len(known)}")
     with tempfile.TemporaryDirectory(prefix="steelyard-tier-") as folder:

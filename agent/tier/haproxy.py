@@ -14,13 +14,15 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ConfigError, SteelyardError
 from agent.files import write_atomically
 from agent.logs import get_logger
+from agent.model import Network
 
 log = get_logger()
 
@@ -137,6 +139,25 @@ def check_descriptors(connections: int) -> None:
         )
 
 
+def sources_problem(sources: Iterable[Network]) -> str:
+    """Return what is wrong with the addresses that sessions are sent from; empty: nothing."""
+    for prefix in sources:
+        try:
+            for address in (prefix[0], prefix[-1]):
+                family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+                with socket.socket(family, socket.SOCK_STREAM) as sock:
+                    sock.bind((str(address), 0))
+        except OSError:
+            remedy = f"ip route add local {prefix} dev lo"
+            if prefix.version == 6:  # bind(2) looks for the address itself
+                remedy += ", and sysctl net.ipv6.ip_nonlocal_bind=1"
+            return (
+                f"{prefix} of `affinity` is not this host's, so sessions are not kept at their "
+                f"engines; remedy: {remedy}"
+            )
+    return ""
+
+
 class Proxy:
     """HAProxy, as far as it can be asked and told."""
 
@@ -240,8 +261,8 @@ class Proxy:
             raise ProxyError(f"HAProxy refuses a map: {said.strip()}", where=str(path))
 
     async def counters(self) -> list[dict[str, str]]:
-        """Return the rows of ``show stat``. Raises ProxyError."""
-        text = (await self.ask("show stat")).lstrip("# ")
+        """Return the rows of ``show stat``, without those of servers. Raises ProxyError."""
+        text = (await self.ask("show stat -1 3 -1")).lstrip("# ")
         return list(csv.DictReader(line for line in text.splitlines() if line.strip()))
 
     async def usage(self) -> dict[str, dict[str, int]]:

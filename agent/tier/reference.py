@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.config.reference import section_lines
-from agent.tier.settings import Behind, ClientCertificates, Limits, Plain, Queue, Route, Tier
+from agent.tier.settings import (
+    Affinity,
+    Behind,
+    ClientCertificates,
+    Limits,
+    Plain,
+    Queue,
+    Route,
+    Tier,
+)
 
 _ROOT = Path(__file__).resolve().parents[2]
 TARGET = _ROOT / "docs" / "tier-reference.md"
@@ -25,6 +34,7 @@ _SECTIONS = (
     ("`limits`", Limits),
     ("`queue`", Queue),
     ("`routes[]`", Route),
+    ("`affinity`", Affinity),
     ("`client_certificates`", ClientCertificates),
     ("`plain`", Plain),
     ("`behind`", Behind),

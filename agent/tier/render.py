@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.tier.keys import LIMITS, Key
-from agent.tier.settings import Profile, ProxyProtocol, Route, Tier
+from agent.tier.settings import (
+    Affinity,
+    AffinityBy,
+    Profile,
+    ProxyProtocol,
+    Route,
+    Tier,
+    engines_of,
+)
 
 # wiki.mozilla.org/Security/Server_Side_TLS, 5.7, without DHE, which needs parameters of its own.
 _CURVES = "X25519:prime256v1:secp384r1"
@@ -98,11 +106,6 @@ def refused_by(refusal: Refusal) -> str:
     return f"refused-{refusal}"
 
 
-def engines_of(tier: Tier) -> tuple[tuple[str, int], ...]:
-    """Return every VIP and port that requests go to."""
-    return tuple(dict.fromkeys((tier.engines, *(route.engines for route in tier.routes))))
-
-
 def maps(keys: Iterable[Key]) -> dict[str, dict[str, str]]:
     """Return the maps by their file: names of keys by hash, and the limits that a key has of its
     own.
@@ -122,8 +125,12 @@ def map_text(entries: Mapping[str, str]) -> str:
     return "".join(f"{key} {value}\n" for key, value in entries.items())
 
 
-def rendered(tier: Tier, folder: Path) -> str:
-    """Return the configuration. ``folder``: where certificates, maps and sockets are."""
+def rendered(tier: Tier, folder: Path, *, keeps_sessions: bool = True) -> str:
+    """Return the configuration.
+
+    ``folder``: where certificates, maps and sockets are; ``keeps_sessions``: whether this host has
+    the addresses that sessions are sent from. Without them, requests go on without affinity.
+    """
     lines = [
         "# Written by lb-agent tier; changes are lost at its next look.",
         *_global(tier, folder),
@@ -131,7 +138,7 @@ def rendered(tier: Tier, folder: Path) -> str:
         *_table(tier),
         *_frontend(tier, folder),
         *_plain_http(tier),
-        *(line for end in engines_of(tier) for line in _engines(tier, end)),
+        *(line for end in engines_of(tier) for line in _engines(tier, end, keeps_sessions)),
         *(line for refusal in Refusal for line in _refusing(refusal)),
     ]
     return "\n".join(lines) + "\n"
@@ -298,7 +305,50 @@ def _limits(tier: Tier, folder: Path) -> Iterator[str]:
         )  # fmt: skip
         yield f"  http-request sc-add-gpc(0,0) var(txn.tokens) if {_STILL}"
     if any(route.model for route in tier.routes):
-        yield "  http-request set-var(txn.model) req.body,json_query('$.model')"
+        yield _set("model", _field("model"))
+    if tier.affinity is not None:
+        yield from _session(tier.affinity)
+
+
+# What begins a conversation and is the same in all of its requests: its first message, with the
+# second one if the first has the instructions, which many conversations have in common.
+_INSTRUCTIONS = "{ var(txn.role) -m str system developer }"
+_MESSAGE_BYTES = 4096  # of each of them
+_TEXT_BYTES = 1024  # of a prompt that is one text, which a conversation makes longer
+
+
+def _session(affinity: Affinity) -> Iterator[str]:
+    """Find out which session a request is of. Without any, requests take turns."""
+    match affinity.by:
+        case AffinityBy.KEY:
+            yield _set("session", "var(txn.key)")
+        case AffinityBy.HEADER:
+            yield _set("session", f"req.hdr({affinity.header})")
+        case AffinityBy.PROMPT:
+            for text in ("prompt", "input"):
+                yield _set("session", f"{_field(text)},bytes(0,{_TEXT_BYTES})")
+            for messages in ("messages", "input"):
+                first, second = (
+                    f"{_field(f'{messages}[{n}].content')},bytes(0,{_MESSAGE_BYTES})"
+                    for n in (0, 1)
+                )
+                yield "  http-request unset-var(txn.role)"
+                yield _set("role", _field(f"{messages}[0].role"))
+                yield _set("session", first)
+                yield f"{_set('second', second)} if {_INSTRUCTIONS}"
+                both = "var(txn.session),concat(,txn.second)"
+                yield f"{_set('session', both)} if {_INSTRUCTIONS}"
+            yield _set("session", _field("prompt_cache_key"))
+
+
+def _field(path: str) -> str:
+    """Return the expression for a field of the body."""
+    return f"req.body,json_query('$.{path}')"
+
+
+def _set(variable: str, expression: str) -> str:
+    """Return the rule that sets a variable; it keeps its value where there is no new one."""
+    return f"  http-request set-var(txn.{variable}) {expression}"
 
 
 def _limit(tier: Tier, folder: Path, name: str, refusal: Refusal, measure: str) -> Iterator[str]:
@@ -330,7 +380,8 @@ def _conditions(route: Route) -> str:
 
 
 def _routed(tier: Tier, end: tuple[str, int], condition: str) -> Iterator[str]:
-    most = tier.queue.concurrent + tier.queue.waiting
+    # With affinity, each address of ours is a server of HAProxy's, and no queue is common to all.
+    most = tier.queue.concurrent + (0 if tier.affinity else tier.queue.waiting)
     full = f"{condition} {{ be_conn({backend_of(end)}) ge {most} }}".strip()
     yield f"  use_backend {refused_by(Refusal.QUEUE)} if {full}"
     if condition:
@@ -339,9 +390,17 @@ def _routed(tier: Tier, end: tuple[str, int], condition: str) -> Iterator[str]:
         yield f"  default_backend {backend_of(end)}"
 
 
-def _engines(tier: Tier, end: tuple[str, int]) -> Iterator[str]:
+def _engines(tier: Tier, end: tuple[str, int], keeps_sessions: bool) -> Iterator[str]:
     yield f"backend {backend_of(end)}"
-    yield f"  server vip {_address(end)} maxconn {tier.queue.concurrent}"
+    sources = tier.affinity.of(end[0]) if tier.affinity and keeps_sessions else None
+    if sources is None:
+        yield f"  server vip {_address(end)} maxconn {tier.queue.concurrent}"
+        return
+    yield "  balance hash var(txn.session)"
+    yield "  hash-type map-based sdbm avalanche"
+    for source in sources:
+        own = f"[{source}]" if source.version == 6 else f"{source}"
+        yield f"  server from-{source} {_address(end)} source {own}"
 
 
 def _refusing(refusal: Refusal) -> Iterator[str]:

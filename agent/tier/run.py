@@ -26,8 +26,15 @@ from agent.logs import get_logger
 from agent.notify import Notifier, catch_signals, work_until
 from agent.tier import certificates, keys, render, traffic
 from agent.tier.certificates import Certificate
-from agent.tier.haproxy import Files, Proxy, ProxyError, check, check_descriptors
-from agent.tier.settings import load
+from agent.tier.haproxy import (
+    Files,
+    Proxy,
+    ProxyError,
+    check,
+    check_descriptors,
+    sources_problem,
+)
+from agent.tier.settings import Tier, engines_of, load
 
 log = get_logger()
 
@@ -45,6 +52,15 @@ class Wanted:
     written: tuple[object, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """All that `Wanted` is made of, by its stamps, and what is wrong with `affinity.sources`."""
+
+    tier: Tier
+    stamps: tuple[object, ...]
+    sources: str
+
+
 class Supervisor:
     """One tier. ``look`` brings HAProxy to what is wanted, and reads its counters."""
 
@@ -58,7 +74,7 @@ class Supervisor:
         self.problems: tuple[str, ...] = ()
         self.current: Wanted | None = None
         # What was written when all was taken over, and what was wrong with it.
-        self._taken: tuple[tuple[object, ...], tuple[str, ...]] | None = None
+        self._taken: tuple[Written, tuple[str, ...]] | None = None
         self._lock = asyncio.Lock()
         self._said: tuple[str, ...] = ()
 
@@ -114,8 +130,9 @@ class Supervisor:
         if runs and self._taken is not None and self._taken[0] == written:
             return self._taken[1]
         self._taken = None
+        absent = written.sources
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
-        wanted = await asyncio.to_thread(self._wanted, found)
+        wanted = await asyncio.to_thread(self._wanted, found, not absent)
         before = self.current
         if before is None or not runs or _needs_worker(before, wanted):
             await self._renew(wanted, runs)
@@ -123,21 +140,24 @@ class Supervisor:
             await self._adjust(before, wanted)
         self.current = wanted
         self.seen.ends_s = {name: each.end_s for name, each in wanted.certificates.items()}
-        self._taken = (written, found.problems)
-        return found.problems
+        problems = (*found.problems, *([absent] if absent else ()))
+        self._taken = (written, problems)
+        return problems
 
-    def _written(self) -> tuple[object, ...]:
+    def _written(self) -> Written:
         """Return what tells whether there is anything to do; each hour, to see what has expired."""
         others = (self.tier.keys, *self._authorities())
         stamps = tuple(stamp(each) for each in others if each is not None)
         folder = certificates.written(self.tier.certificates)
-        return self.tier, folder, stamps, int(time.time() // 3600)
+        affinity = self.tier.affinity
+        absent = sources_problem(affinity.sources) if affinity else ""
+        return Written(self.tier, (folder, stamps, int(time.time() // 3600)), absent)
 
     def _authorities(self) -> tuple[Path | None, ...]:
         asked = self.tier.client_certificates
         return () if asked is None else (asked.ca_file, asked.crl_file)
 
-    def _wanted(self, found: certificates.Found) -> Wanted:
+    def _wanted(self, found: certificates.Found, keeps_sessions: bool) -> Wanted:
         tier = self.tier
         served = {each.name: each for each in certificates.kept(found, self.files.certificates)}
         if not served or (tier.default_certificate or next(iter(served))) not in served:
@@ -148,7 +168,7 @@ class Supervisor:
             )
         known = keys.read(tier.keys) if tier.keys else ()
         return Wanted(
-            render.rendered(tier, tier.folder),
+            render.rendered(tier, tier.folder, keeps_sessions=keeps_sessions),
             served,
             render.maps(known) if tier.keys else {},
             tuple(stamp(each) for each in self._authorities() if each is not None),
@@ -214,7 +234,7 @@ class Supervisor:
         except ProxyError:
             self.seen.reading = None
             return
-        self.seen.reading = traffic.read(rows, render.engines_of(self.tier))
+        self.seen.reading = traffic.read(rows, engines_of(self.tier))
         self.seen.totals.add(self.seen.reading.counts)
 
     async def status(self) -> dict[str, Any]:
@@ -244,6 +264,12 @@ class Supervisor:
                 }
                 for each in (reading.engines if reading else ())
             ],
+            "affinity": tier.affinity
+            and {
+                "by": tier.affinity.by.value,
+                "sources": [str(each) for each in tier.affinity.sources],
+                "kept": self._taken is not None and not self._taken[0].sources,
+            },
             "answers_total": _of(totals, "answers"),
             "refused_total": _of(totals, "refused"),
             "handshakes_total": _of(totals, "handshakes"),

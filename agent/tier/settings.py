@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ DEFAULT_FOLDER = Path("/run/steelyard/tier")
 MOST_LISTENERS = 64
 MOST_ROUTES = 256
 MOST_PROXIES = 256
+MOST_SOURCES = 1024
 
 
 class Profile(enum.StrEnum):
@@ -42,6 +44,14 @@ class ProxyProtocol(enum.StrEnum):
     FORWARDED_FOR = "forwarded-for"  # the last address of X-Forwarded-For
 
 
+class AffinityBy(enum.StrEnum):
+    """What tells one session from another."""
+
+    PROMPT = "prompt"
+    HEADER = "header"
+    KEY = "key"
+
+
 def _end(value: object) -> tuple[str, int]:
     return net.address_and_port(value, "203.0.113.10:443 or [2001:db8::10]:443")
 
@@ -51,6 +61,14 @@ def _body(value: object) -> int:
     if size is None:
         refuse("a body needs a limit", "give bytes, or a text such as 32MiB")
     return size
+
+
+def _sources(value: object) -> Network:
+    prefix = net.clients(value)
+    if not 1 < prefix.num_addresses <= MOST_SOURCES:
+        number = "one address" if prefix.num_addresses == 1 else f"more than {MOST_SOURCES}"
+        refuse(f"{prefix} is {number}", "give 2 to 1024 addresses, such as 10.255.0.0/24")
+    return prefix
 
 
 def _most(high: int) -> Callable[[object], int | None]:
@@ -70,6 +88,18 @@ Proxies = Annotated[
     tuple[Network, ...],
     BeforeValidator(net.listed(net.clients, MOST_PROXIES, "prefixes")),
     Kind("list of prefixes"),
+]
+Sources = Annotated[
+    tuple[Network, ...],
+    BeforeValidator(net.listed(_sources, 2, "prefixes")),
+    Kind("list of prefixes, one of each family of `engines`"),
+]
+HeaderName = Annotated[
+    str,
+    BeforeValidator(
+        kinds.matching(r"[A-Za-z0-9-]+", "the name of a header", "write it as in X-Session-ID", 64)
+    ),
+    Kind("text"),
 ]
 PerMinute = Annotated[
     int | None, BeforeValidator(_most(1000 * _MILLION)), Kind("whole number from 1; `none`")
@@ -155,6 +185,32 @@ class Queue(Section):
     timeout: Seconds = Field(10.0, description="How long a request waits before 503.")
 
 
+class Affinity(Section):
+    """Send the requests of a session to the engine that has answered it before, whose prefix cache
+    knows its prompt: to the balancer, each session is a client with an address of its own. The
+    service there needs `affinity`, too.
+    """
+
+    by: Annotated[AffinityBy, *kinds.choice(AffinityBy)] = Field(
+        AffinityBy.PROMPT,
+        description="What a session is: `prompt`: a conversation, by `prompt_cache_key` of the "
+        "body, or how its prompt begins; `header`; or `key`: all requests with one key.",
+    )
+    header: HeaderName = Field(
+        "X-Session-ID", description="The header that names the session, for `by: header`."
+    )
+    sources: Sources = Field(
+        description="The addresses that HAProxy connects from, 2 to 1024 in a prefix. They belong "
+        "to this host alone: `ip route add local PREFIX dev lo`, and a route to it for those who "
+        "answer."
+    )
+
+    def of(self, address: str) -> Network | None:
+        """Return the addresses that connections to this one can come from."""
+        version = ip_address(address).version
+        return next((each for each in self.sources if each.version == version), None)
+
+
 class Route(Section):
     """Requests that go to other engines than the rest. All that is given has to apply."""
 
@@ -222,6 +278,7 @@ class Tier(Section):
         default_factory=lambda: Queue.model_validate({}),
         description="How many requests engines get at once.",
     )
+    affinity: Affinity | None = Field(None, description="Keep sessions at their engines.")
     routes: tuple[Route, ...] = Field(
         (), description="Requests that go elsewhere; the first one that applies counts."
     )
@@ -269,6 +326,7 @@ def _rules(tier: Tier) -> Iterator[Problem]:
     ends = [
         (("routes", number, "engines"), each.engines) for number, each in enumerate(tier.routes)
     ]
+    yield from _affinity_rules(tier)
     for path, end in ((("engines",), tier.engines), *ends):
         if end in tier.listen:
             yield Problem(
@@ -276,3 +334,30 @@ def _rules(tier: Tier) -> Iterator[Problem]:
                 f"the tier listens on {shown(f'{end[0]}:{end[1]}')} itself",
                 "give the VIP of the engines, which is another service of the balancer",
             )
+
+
+def _affinity_rules(tier: Tier) -> Iterator[Problem]:
+    affinity = tier.affinity
+    if affinity is None:
+        return
+    versions = [each.version for each in affinity.sources]
+    if len(versions) > len(set(versions)):
+        yield Problem(
+            ("affinity", "sources"),
+            f"there are two prefixes of IPv{versions[0]}",
+            "give one prefix of each family",
+        )
+    for end in engines_of(tier):
+        if affinity.of(end[0]) is None:
+            yield Problem(
+                ("affinity", "sources"),
+                f"none of them can connect to {end[0]}",
+                f"give a prefix of IPv{ip_address(end[0]).version}, too",
+            )
+    if affinity.by is AffinityBy.KEY and tier.keys is None:
+        yield Problem(("affinity", "by"), "the tier has no keys", "give `keys`, or by: prompt")
+
+
+def engines_of(tier: Tier) -> tuple[tuple[str, int], ...]:
+    """Return every VIP and port that requests go to."""
+    return tuple(dict.fromkeys((tier.engines, *(route.engines for route in tier.routes))))

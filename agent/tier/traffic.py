@@ -56,9 +56,8 @@ def read(rows: Rows, engines: Iterable[tuple[str, int]]) -> Reading:
     for end in engines:
         name = backend_of(end)
         row = found.get((name, "BACKEND"), {})
-        server = found.get((name, "vip"), {})
-        queued = _number(row, "qcur") + _number(server, "qcur")
-        seen.append(Engines(name, _number(server, "scur"), queued))
+        queued = _number(row, "qcur")
+        seen.append(Engines(name, _number(row, "scur") - queued, queued))
         counts[("requests", name)] = _number(row, "stot")
         counts[("failed", name)] = _number(row, "econ") + _number(row, "eresp")
     return Reading(counts, _number(front, "scur"), tuple(seen))

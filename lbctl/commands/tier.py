@@ -104,6 +104,9 @@ def _status(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("certificates", f"{len(ends)}, the first one ends {_day(min(ends))}" if ends else "none"),
         ("new workers", exact(data["reloads_total"])),
     ]
+    if (affinity := data["affinity"]) is not None:
+        kept = f"by {affinity['by']}, from {', '.join(affinity['sources'])}"
+        shown.append(("sessions", kept if affinity["kept"] else "not kept at their engines"))
     columns = (
         Column("ENGINES"),
         Column("NOW", right=True),

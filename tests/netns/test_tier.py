@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ import ssl
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,29 @@ import pytest
 
 from agent.model import Forward
 from lbctl.lab import netns
-from tests.netns.site import site, wait_until
+from lbctl.lab.topology import PORT
+from tests.netns.site import Site, site, wait_until
 from tests.netns.tier import EVENTS, HOST, Engine, TierUnderTest, free_port, serial, tier
 from tests.pki import client_context
 
+CHAT = 8001
 STREAMS = 40
+LONG = "x" * 1100  # longer than what is looked at of a prompt that is one text
+HELLO = {"role": "user", "content": "hello"}
+ANSWER = {"role": "assistant", "content": "hi"}
+BEGINNINGS: list[dict[str, list[Any]]] = [  # of conversations
+    {"messages": [HELLO]},
+    {"messages": [{"role": "system", "content": "be kind"}, HELLO]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}]}]},
+    {"input": [HELLO]},
+    {"input": [{"role": "developer", "content": "be kind"}, HELLO]},
+]
+OTHERS = [  # requests of different ones
+    ({"messages": [HELLO]}, {"messages": [{**HELLO, "content": "hello!"}]}),
+    ({"messages": [ANSWER, HELLO]}, {"messages": [HELLO]}),
+    ({"prompt": LONG}, {"prompt": f"y{LONG}"}),
+    ({"prompt": "a", "prompt_cache_key": "a"}, {"prompt": "a", "prompt_cache_key": "b"}),
+]
 REQUESTS = 20
 
 
@@ -401,6 +421,45 @@ def test_haproxy_outlives_the_agent_and_the_next_one_takes_it_over(open_: TierUn
     assert open_.ask("/")[0] == 200
 
 
+# -- sessions
+
+
+def test_a_session_is_what_the_file_says(tmp_path: Path, engine: Engine):
+    """Its requests come from one address, and those of others from others; 127/8 is this host's."""
+    affinity = {"by": "prompt", "sources": ["127.9.0.0/22"]}
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    with tier(tmp_path, engine.at, affinity=affinity, keys=str(keys)) as made:
+        alice, bob = made.add_key("alice"), made.add_key("bob")
+
+        def homes(*asked: Any, key: str = alice, **headers: str) -> list[str]:
+            answers = [made.ask("/", body, key=key, **headers) for body in asked]
+            assert all(status == 200 for status, _, _ in answers), answers
+            return [body["client"] for _, _, body in answers]
+
+        def is_one(found: list[str]) -> bool:
+            return len(set(found)) == 1
+
+        for begins in BEGINNINGS:
+            ((field, said),) = begins.items()
+            turns = [{field: said + [ANSWER, HELLO] * number} for number in range(3)]
+            assert is_one(homes(*turns, {**turns[0], "max_tokens": 7})), begins
+        for one, other in OTHERS:
+            assert not is_one(homes(one, other)), (one, other)
+        assert is_one(homes({"prompt": LONG}, {"prompt": f"{LONG}y"}, {"input": LONG}))
+        assert len(set(homes(*[{"model": "m"}] * 4, None))) == 5, "no session: each in turn"
+
+        made.write(affinity={**affinity, "by": "header", "header": "X-Chat"})
+        made.reload()
+        wait_until("headers count", lambda: is_one(homes({}, {"prompt": LONG}, X_Chat="1")))
+        assert not is_one(homes({}, X_Chat="1") + homes({}, X_Chat="2"))
+        made.write(affinity={**affinity, "by": "key"})
+        made.reload()
+        wait_until("keys count", lambda: is_one(homes({}, {"prompt": LONG}, X_Chat="1")
+                                                + homes({}, X_Chat="2")))  # fmt: skip
+        assert not is_one(homes({}) + homes({}, key=bob))
+
+
 # -- before a balancer
 
 
@@ -430,6 +489,71 @@ def test_the_balancer_chooses_a_server_for_each_request_and_sees_its_prompt(tmp_
             wait_until("the kernel has seen each prompt's answer",
                        lambda: sum(answered()) >= REQUESTS)  # fmt: skip
             assert all(answered()), "every server had some of one client's requests"
+
+
+def test_a_conversation_comes_back_to_the_engine_that_knows_it(tmp_path: Path):
+    """Each is a client of the balancer with an address of its own, and all go on without them."""
+    name = f"st-tier-homes-{os.getpid()}"
+    with site(name=name, backends=3, forward=Forward.FULLNAT, services=chat) as lab:
+        client, vip = lab.lab.node("client"), lab.lab.vips[0]
+        net = ip_network(f"{client.ipv4}/24", strict=False)
+        # 64 addresses of the client's network, where no node is.
+        sources = list(net.subnets(new_prefix=26))[-2]
+        entering = netns.entering(client.namespace)
+        with tier(tmp_path, f"{vip}:{CHAT}", entering, metrics="off") as made:
+            made.document["affinity"] = {"sources": [str(sources)]}
+            made.write()
+            assert "ip route add local" in made.reload()["problems"][0]
+            assert len(engines(lab, made, [conversation(0, 1)])) == 1, "it goes on without"
+            done = lab.run("client", "ip", "route", "add", "local", str(sources), "dev", "lo")
+            assert done.returncode == 0, done
+            wait_until("sessions are kept", made.serves)
+            asked = [conversation(of, turn) for of in range(12) for turn in range(4)]
+            found = engines(lab, made, asked)
+            homes = [set(found[at : at + 4]) for at in range(0, len(found), 4)]
+            assert all(len(home) == 1 for home in homes), homes
+            assert len(set(found)) == 3, "every engine is some conversation's"
+            keyed = [{"prompt_cache_key": "mine", **conversation(of, 0)} for of in range(12)]
+            assert len(set(engines(lab, made, keyed))) == 1, "the client says what belongs together"
+
+
+def chat(lab: Any) -> list[dict[str, Any]]:
+    nodes = [lab.node(f"be{number + 1}") for number in range(lab.backends)]
+    backends = [{"name": one.name, "address": str(one.ipv4), "port": PORT} for one in nodes]
+    return [{
+        "name": "chat", "vip": str(lab.vips[0]), "port": CHAT, "forward": "fullnat",
+        "scheduler": "least-load", "affinity": {"by": "source"}, "learn_speed": False,
+        "health": {"type": "none"}, "backends": backends,
+    }]  # fmt: skip
+
+
+def conversation(number: int, turn: int) -> dict[str, Any]:
+    """The request of one turn: all that was said before, and a question."""
+    said = [
+        {"role": role, "content": f"{role} {number}.{at} " + "word " * 200}
+        for at in range(turn)
+        for role in ("user", "assistant")
+    ]
+    rules = {"role": "system", "content": "You are an assistant of ours. " * 30}
+    question = {"role": "user", "content": f"user {number}.{turn} " + "word " * 200}
+    return {"model": "m", "messages": [rules, *said, question], "max_tokens": 10}
+
+
+def engines(lab: Site, made: TierUnderTest, bodies: Sequence[Any]) -> list[str]:
+    """The engine that answers each of these requests."""
+    words: list[str] = []
+    for number, body in enumerate(bodies):
+        file = made.folder / f"body{number}"
+        file.write_text(json.dumps(body))
+        words += [
+            *(["--next"] if words else []), "-s", "--cacert", str(made.authority.certificate),
+            "--resolve", f"{HOST}:{made.port}:127.0.0.1", "--max-time", "60", "-o", "/dev/null",
+            "-w", "%header{x-backend}\\n", "--data-binary", f"@{file}",
+            f"https://{HOST}:{made.port}/",
+        ]  # fmt: skip
+    done = lab.run("client", "curl", "--fail-early", *words)
+    assert done.returncode == 0, done
+    return done.stdout.split()
 
 
 # -- TLS

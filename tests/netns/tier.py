@@ -92,8 +92,11 @@ class Engine:
             finally:
                 self.busy -= 1
         return web.json_response(
-            {"engine": self.name, "headers": dict(request.headers), "bytes": len(body)}
-        )
+            {
+                "engine": self.name, "headers": dict(request.headers), "bytes": len(body),
+                "client": request.remote,
+            }
+        )  # fmt: skip
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -36,6 +36,11 @@ SETTINGS: dict[str, list[Any]] = {
         {"tokens_per_minute": "none", "concurrent": 1_000_000, "tokens_assumed": 1_000_000},
     ],
     "queue": [{}, {"concurrent": 1, "waiting": 0, "timeout": "1s"}],
+    "affinity": [
+        None,
+        {"by": "header", "header": "X-Chat", "sources": ["10.255.0.0/30", "fd00:1::/126"]},
+        {"sources": ["10.255.0.0/22", "fd00:1::/118"]},
+    ],
     "routes": [
         [],
         [{"path": "/v1/%20~", "engines": "10.0.0.1:80"}],

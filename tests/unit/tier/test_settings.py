@@ -70,6 +70,13 @@ def test_all_of_it_is_read(tmp_path: Path):
         ("plain: {listen: [203.0.113.10:443]}\n", 4, "is an address of `listen`, too"),
         ("behind: {prefixes: [10.0.0.1/8]}\n", 4, "10.0.0.0/8"),
         ("queue: {concurrent: 0}\n", 4, "1"),
+        ("affinity: {by: prompt}\n", 4, "sources: is missing"),
+        ("affinity: {sources: [10.255.0.0/16]}\n", 4, "more than 1024"),
+        ("affinity: {sources: [10.255.0.1]}\n", 4, "is one address"),
+        ("affinity: {sources: ['fd00::/120']}\n", 4, "a prefix of IPv4, too"),
+        ("affinity: {sources: [10.0.0.0/24, 10.0.1.0/24]}\n", 4, "one prefix of each family"),
+        ("affinity: {by: header, header: 'a b', sources: [10.0.0.0/24]}\n", 4, "X-Session-ID"),
+        ("affinity: {by: key, sources: [10.0.0.0/24]}\n", 4, "has no keys"),
         ("user: 'a b'\n", 4, "give a user"),
     ],
 )
