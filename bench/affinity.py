@@ -17,7 +17,7 @@ from agent.model import Forward, Scheduler
 from bench.ai import results, routers, run, setups, trace
 from bench.ai.balancers import BoundedSource, HAProxyLeastConn, LeastLoad, SourceHash
 from bench.ai.contenders import DEFAULT
-from bench.ai.setups import HAProxy, Router, Start, Steelyard
+from bench.ai.setups import HAProxy, Router, Start, Steelyard, Tier
 from bench.ai.simulator import Balancer, Scenario, simulate
 from bench.ai.trace import Conversations
 from bench.peers import wiring
@@ -109,6 +109,7 @@ TIME_SCALE = 10.0  # with TLS use less, or most of what is measured is the machi
 _WARM_UP, _WARM_UP_S = Conversations(200, 4.0, turns=3, think_s=5, system_tokens=500), 50.0
 _LEAST_LOAD: dict[str, object] = {"learn_speed": True}
 _AFFINITY = _LEAST_LOAD | {"affinity": {"by": "source"}}
+_SESSIONS = {"affinity": {"by": "prompt", "sources": [setups.TIER_SOURCES]}}
 _HTTPS: dict[str, object] = {"health": {"type": "https", "path": "/health", "verify_tls": False}}
 _TELEMETRY: dict[str, object] = {
     "telemetry": {
@@ -141,6 +142,7 @@ class Row:
     start: Start
     forward: Forward = Forward.FULLNAT
     tls: bool = False
+    tier: bool = False
 
 
 _HASHED = HAProxy("source\n    hash-type consistent", weighted=False)
@@ -155,6 +157,8 @@ REAL = (
     Row("affinity, telemetry", _steelyard(_AFFINITY | _TELEMETRY)),
     Row("affinity, TLS 1.3", _steelyard(_AFFINITY | _HTTPS), tls=True),
     Row("affinity, dsr", _steelyard(_AFFINITY), Forward.DSR),
+    Row("affinity, TLS 1.3, the tier", Tier(_steelyard(_AFFINITY), _SESSIONS), tier=True),
+    Row("least-load, TLS 1.3, the tier", Tier(_steelyard(_LEAST_LOAD)), tier=True),
     Row("affinity, dsr, TLS 1.3", _steelyard(_AFFINITY | _HTTPS), Forward.DSR, tls=True),
 )
 _REAL_HEAD = (
@@ -189,7 +193,8 @@ def _real(
             if contender.name not in contenders:
                 continue
             made = setups.setup(fleet, EQUAL, time_scale, contender.forward)
-            made = replace(made, has_sources=True, tls=contender.tls)
+            made = replace(made, has_sources=True, tls=contender.tls, tier=contender.tier)
+            made = replace(made, lab=replace(made.lab, clients=1 + contender.tier))
             found = run.run(contender.start, {case.name: asked}, made, before)[case.name]
             row, health = results.measured(contender.name, case.name, asked, found, time_scale)
             waits_ms = np.array(row.waits_s) * 1e3

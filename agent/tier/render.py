@@ -170,6 +170,8 @@ def _defaults(tier: Tier) -> Iterator[str]:
     yield "  option dontlognull"
     # A request gets a connection of its own to the VIP: the balancer chooses an engine for each.
     yield "  option http-server-close"
+    # Otherwise HAProxy lets the kernel wait up to 200 ms for more of an answer that is streamed.
+    yield "  option http-no-delay"
     yield "  retries 3"
     yield "  timeout connect 3s"
     yield f"  timeout http-request {_ms(tier.limits.head_timeout)}"

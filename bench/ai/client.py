@@ -36,6 +36,7 @@ _EVENT = b"data: {"
 _LAST_CHUNK = b"0\r\n\r\n"
 _BACKEND = re.compile(rb"\r\nX-Backend: ([^\r]*)\r\n")
 _LONGEST = 40_000  # prompt tokens
+_FIRST_BYTES = 256  # of the message that begins a conversation
 _WORDS = b"load " * (_LONGEST * BYTES_PER_TOKEN // 5)
 _LEAD_S = 0.5  # between start and the first request
 _THROTTLE_TIMEOUT_S = 5.0
@@ -56,11 +57,13 @@ def chat_bytes(host: str, turn: Turn, prompt_tokens: int, answer_tokens: int, ke
     """Return the same for a turn of a conversation, whose prompt begins with all previous turns."""
     system = text_of(f"tenant {turn.tenant}", turn.system_tokens)
     said = text_of(f"conversation {turn.conversation}", prompt_tokens - turn.system_tokens)
+    # What began the conversation is a message of its own, as in real ones: it does not grow.
+    parts = (said[:_FIRST_BYTES], said[_FIRST_BYTES:])
     body = {
         "model": MODEL,
         "messages": [
             {"role": "system", "content": system},
-            {"role": "user", "content": said},
+            *({"role": "user", "content": part} for part in parts if part),
         ],
         "max_tokens": answer_tokens,
         "stream": True,

@@ -25,6 +25,7 @@ from bench.ai.simulator import Scenario
 from bench.peers import wiring
 from bench.peers.wiring import Cores, Wired
 from lbctl.lab import build, netns, topology
+from lbctl.lab.topology import Role
 
 _WARM_UP_TIMEOUT_S = 60.0
 _ENGINE_PATIENCE_S = 10.0
@@ -42,7 +43,7 @@ class Measured:
     played: Played
     duration_s: float  # in the machine's time
     idle_share: float  # of all processors
-    balancer_cpu_s: float  # of the processes on the balancer
+    balancer_cpu_s: float  # of the processes on the balancer, and of the tier
     cached_share: float  # of all prompt tokens, those found in prefix caches
 
 
@@ -89,7 +90,8 @@ def _start_engines(setup: Setup, wired: Wired) -> None:
 def _have_sources(wired: Wired) -> None:
     """Give the client a whole network of addresses, and all others a route to it."""
     netns.ip([f"route add local {SOURCES} dev lo"], wired.client.namespace)
-    for node in (wired.balancer, *wired.backends):
+    others = wired.lab.nodes(Role.CLIENT)[1:]
+    for node in (wired.balancer, *others, *wired.backends):
         netns.ip([f"route add {SOURCES} via {wired.client.ipv4}"], node.namespace)
 
 
@@ -132,22 +134,23 @@ def _play(wired: Wired, setup: Setup, scenario: Scenario) -> Measured:
     """Run a scenario with a client process of its own."""
     port = wired.lab.server_port
     targets = [
-        f"{wired.vip}:{topology.PORT}",
+        "{}:{}".format(*setup.front),
         *(f"{node.ipv4}:{port}" for node in wired.backends),
     ]
     source, result = wired.file("plan.json"), wired.file("result.json")
-    plan = replace(plans.make(scenario, targets, wired.lab.time_scale), tls=setup.tls)
+    plan = replace(plans.make(scenario, targets, wired.lab.time_scale), tls=setup.tls or setup.tier)
     plans.write(source, plan)
     command = [sys.executable, "-m", "bench.ai.client"]
     command += ["--plan", str(source), "--result", str(result)]
     longest_s = plan.asks[-1].at_s + plan.patience_s + _WARM_UP_TIMEOUT_S
-    tokens, balancer_s = _tokens(wired), _cpu_s(wired.balancer.namespace)
+    nodes = [wired.balancer, *wired.lab.nodes(Role.CLIENT)[1:]]  # the tier's host is the last one
+    tokens, balancer_s = _tokens(wired), sum(_cpu_s(node.namespace) for node in nodes)
     idle_s, began_s = _idle_s(), time.monotonic()
     wired.run(wired.client.namespace, *command, timeout_s=longest_s)
     duration_s = time.monotonic() - began_s
     cpus = os.cpu_count() or 1
     idle_share = (_idle_s() - idle_s) / duration_s / cpus
-    balancer_s = _cpu_s(wired.balancer.namespace) - balancer_s
+    balancer_s = sum(_cpu_s(node.namespace) for node in nodes) - balancer_s
     prompt, cached = (after - before for before, after in zip(tokens, _tokens(wired), strict=True))
     played = plans.read_played(result)
     return Measured(played, duration_s, idle_share, balancer_s, cached / max(1.0, prompt))

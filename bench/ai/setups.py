@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import yaml
+
 from agent.model import Forward, Hook, Scheduler
 from bench.peers.wiring import Wired
-from lbctl.lab import topology
+from lbctl.lab import netns, processes, topology
 from lbctl.lab.engine.model import Hardware
-from lbctl.lab.topology import Lab
+from lbctl.lab.topology import Lab, Role
 
 LAB_NAME = "bench-ai"
 SERVICE = "chat"
+TIER_PORT = 443
+TIER_SOURCES = "10.201.0.0/22"  # of the tier, which sends each session from one of them
 REPORT_S = 0.05  # the shortest interval there is; the engines are faster than real ones
 
 type Start = Callable[[Wired], None]
@@ -23,13 +27,22 @@ class Setup:
     """The servers behind a contender, and how clients reach them.
 
     ``engine``: arguments for each server's command; ``has_sources``: the client has an address for
-    each user that it plays; ``tls``: each server has nginx with TLS 1.3 in front of its engine.
+    each user that it plays; ``tls``: each server has nginx with TLS 1.3 in front of its engine;
+    ``tier``: clients speak TLS with a host that is between them and the VIP, the last client.
     """
 
     lab: Lab
     engine: tuple[str, ...] = ()
     has_sources: bool = False
     tls: bool = False
+    tier: bool = False
+
+    @property
+    def front(self) -> tuple[str, int]:
+        """Where clients connect to."""
+        if self.tier:
+            return str(self.lab.nodes(Role.CLIENT)[-1].ipv4), TIER_PORT
+        return str(self.lab.vips[0]), topology.PORT
 
 
 def setup(
@@ -136,6 +149,40 @@ def start_tls_fronts(wired: Wired) -> None:
         path = wired.file(f"nginx-{node.name}.conf")
         path.write_text(text)
         wired.start(node, f"nginx-{node.name}", ["nginx", "-c", str(path)])
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """``lb-agent tier`` with the real HAProxy on a host of its own, in front of Steelyard's VIP."""
+
+    behind: Steelyard
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __call__(self, wired: Wired) -> None:
+        self.behind(wired)
+        node = wired.lab.nodes(Role.CLIENT)[-1]
+        netns.ip([f"route add local {TIER_SOURCES} dev lo"], node.namespace)
+        netns.ip([f"route add {TIER_SOURCES} via {node.ipv4}"], wired.balancer.namespace)
+        folder = wired.file("certificates")
+        folder.mkdir(mode=0o700)
+        made = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+        where = ("-keyout", str(folder / "bench.key"), "-out", str(folder / "bench.crt"))
+        wired.run(node.namespace, "openssl", "req", "-x509", *made, "-subj", "/CN=bench", *where)
+        document = {
+            "listen": [f"{node.ipv4}:{TIER_PORT}"],
+            "engines": f"{wired.vip}:{topology.PORT}",
+            "certificates": str(folder),
+            "folder": str(wired.file("tier")),
+            "metrics": "off",
+            "max_connections": 4000,
+            **self.options,
+        }
+        path = wired.file("tier.yaml")
+        path.write_text(yaml.safe_dump(document))
+        program = processes.program("lb-agent", "agent.main")
+        words = ("tier", "run", "--config", str(path), "--with-haproxy")
+        wired.start(node, "tier", [*program, *words])
+        wired.await_listening("tier", node, (str(node.ipv4), TIER_PORT))
 
 
 _HAPROXY = """\

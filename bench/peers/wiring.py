@@ -124,15 +124,21 @@ class Wired:
     def _on(self, cpus: set[int] | frozenset[int]) -> list[str]:
         return ["taskset", "--cpu-list", ",".join(map(str, sorted(cpus)))]
 
-    def await_listening(self, name: str) -> None:
-        """Wait until this process listens on the VIP; raises PeersError with the end of its log."""
+    def await_listening(
+        self, name: str, node: Node | None = None, end: tuple[str, int] | None = None
+    ) -> None:
+        """Wait until this process listens, on the VIP unless another ``end`` is given; raises
+        PeersError with the end of its log.
+        """
+        where = (node or self.balancer).namespace
+        address, port = end or (self.vip, topology.PORT)
         deadline = time.monotonic() + _PATIENCE_S
-        while f"{self.vip}:{topology.PORT} " not in self.run(self._at_balancer, "ss", "-Hltn"):
+        while f"{address}:{port} " not in self.run(where, "ss", "-Hltn"):
             if time.monotonic() > deadline:
                 log = self.file(f"{name}.log").read_text(errors="replace")
                 raise PeersError(
                     f"{name} does not listen: {' '.join(log.split()) or 'it says nothing'}",
-                    where=self._at_balancer,
+                    where=where,
                 )
             time.sleep(0.05)
 

@@ -119,6 +119,17 @@ def test_who_is_refused_is_answered_before_the_body_is_read(files: Files):
     assert "option http-buffer-request" not in text
 
 
+def test_the_first_token_does_not_wait_for_the_next_ones(files: Files):
+    """HAProxy gives what it reads of a streamed answer to the kernel with MSG_MORE, which waits for
+    more up to 200 ms: seen with an engine that pauses, where the first token came 220 ms later
+    (`bench.affinity --real`, the tier). No test may tell that by the clock.
+    """
+    text = rendered(tier_of(files, listen=["127.0.0.1:443"], engines="10.0.0.1:80"), files.folder)
+    assert (
+        "\n  option http-no-delay\n" in text[text.index("\ndefaults\n") : text.index("\nfrontend ")]
+    )
+
+
 def test_a_key_of_its_own_limits_is_in_their_maps():
     found = maps([Key("a", "1" * 64, Limits(5, None, 0)), Key("b", "2" * 64)])
     assert found == {
