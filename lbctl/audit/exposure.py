@@ -18,6 +18,7 @@ from lbctl.audit.rules import (
     kept,
     named,
     not_applicable,
+    of_host,
     unknown,
 )
 from lbctl.environment import DEFAULT_SOCKET
@@ -196,6 +197,11 @@ def scraped(seen: Seen) -> Iterator[Finding]:
     yield from check(read_s is not None and read_s <= _SCRAPED_WITHIN_S, evidence, fix)
 
 
+def certificates(seen: Seen) -> Iterator[Finding]:
+    """Check whether certificates are renewed in time: the tier's, the API's, the engines'."""
+    yield from of_host(seen, ("certificate",), "no certificate ends soon")
+
+
 RULES = (
     Rule(
         "syn-protection",
@@ -238,6 +244,13 @@ RULES = (
         "Adverts of virtual routers are authenticated.",
         "A host on the segment can take the VIPs, and with them your clients.",
         adverts,
+    ),
+    Rule(
+        "certificates",
+        Practice.SECURITY,
+        "No certificate has ended or ends soon.",
+        "From one second to the next, clients, operators or checks are refused.",
+        certificates,
     ),
     Rule(
         "metrics-address",

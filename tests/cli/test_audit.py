@@ -78,7 +78,7 @@ def well() -> dict[str, Any]:
             },
             "host": [
                 {"check": check, "verdict": "ok", "message": "fine", "fix": ""}
-                for check in ("queues", "mtu", "tunnel mtu", "kernel")
+                for check in ("queues", "mtu", "tunnel mtu", "kernel", "certificate")
             ],
             "socket_mode": 0o140660,
         }
@@ -151,6 +151,7 @@ BROKEN: list[tuple[str, Change]] = [
     ("table-rows", lambda seen: seen["config"].update({"tables": {"services": 1}})),
     ("shares", backend("share_actual", 0.9)),
     ("queues", host("queues", "warning")),
+    ("certificates", host("certificate", "warning")),
     ("two-servers", alone),
     ("two-servers", lambda seen: [b.update(address="10.0.0.21") for b in
                                   seen["services"][0]["backends"]]),
@@ -251,7 +252,7 @@ def test_a_rule_that_says_nothing_of_a_system_is_not_broken(name: str, change: C
 def test_what_could_not_be_looked_at_is_unknown():
     found = verdicts(well() | {"host": None, "socket_mode": None})
     unknown = {name for name, those in found.items() if those == {Verdict.UNKNOWN}}
-    assert unknown == {"host", "queues", "packet-size", "api"}
+    assert unknown == {"host", "queues", "packet-size", "api", "certificates"}
 
 
 def test_a_check_with_an_expected_answer_is_more_than_a_connection():

@@ -1,11 +1,13 @@
 """Real engines behind least-load, with affinity and without: what do their caches hold, and how
 soon is the first token there?
 
-.venv/bin/python -m tests.engines.homes [--engine NAME] [--rounds N] (root)
+.venv/bin/python -m tests.engines.homes [--engine NAME] [--rounds N] [--tier] (root)
 
 A lab with four servers, an engine on each; conversations from addresses of their own, each turn by
 a connection of its own. One service has affinity, the other has not; they take turns, and no
-prompt comes twice. What came from a cache is what the engines say in their answers.
+prompt comes twice. What came from a cache is what the engines say in their answers. With --tier,
+all conversations come from one address, by TLS and through a tier on another host, which sends
+each to the service with affinity from an address of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lbctl.lab import netns, processes, topology
 from tests.engines import install
 from tests.engines.__main__ import ENGINE_PORT, ENGINES, Engine, text_of_pages
 from tests.netns.site import Site, site, wait_until
+from tests.netns.tier import tier
 
 SERVERS = ("be1", "be2", "be3", "be4")
 PORTS = {"least-load": 8001, "affinity": 8002}
@@ -69,8 +72,9 @@ def _services(lab: Any) -> list[dict[str, Any]]:
 @contextmanager
 def _serving(engine: Engine) -> Iterator[Site]:
     with site(
-        services=_services, name="st-homes", backends=len(SERVERS), forward=Forward.FULLNAT
-    ) as here:
+        services=_services, name="st-homes", backends=len(SERVERS), forward=Forward.FULLNAT,
+        clients=2,
+    ) as here:  # fmt: skip
         for name in SERVERS:
             command = engine.command(ENGINE_PORT)
             processes.start(here.lab.run_dir, f"engine-{name}", here.lab.node(name).namespace,
@@ -97,6 +101,28 @@ def _addresses(here: Site) -> tuple[str, ...]:
     return found
 
 
+@contextmanager
+def _tiers(here: Site) -> Iterator[dict[str, str]]:
+    """A tier in front of each service on the second client; yields their URLs by service."""
+    node = here.lab.node("client2")
+    # 64 addresses of the clients' network, where no node is.
+    sources = list(ip_network(f"{node.ipv4}/24", strict=False).subnets(new_prefix=26))[-2]
+    assert here.run("client2", "ip", "route", "add", "local", str(sources), "dev", "lo")
+    found: dict[str, str] = {}
+    with ExitStack() as stack:
+        for number, (name, port) in enumerate(PORTS.items()):
+            folder = here.lab.run_dir / f"tier-{name}"
+            folder.mkdir()
+            end = f"{node.ipv4}:{8443 + number}"
+            kept = {"affinity": {"sources": [str(sources)]}} if name == "affinity" else {}
+            stack.enter_context(
+                tier(folder, f"{here.lab.vips[0]}:{port}", netns.entering(node.namespace),
+                     listen=[end], metrics="off", **kept)
+            )  # fmt: skip
+            found[name] = f"https://{end}"
+        yield found
+
+
 def _talk(here: Site, talk: Talk) -> list[dict[str, Any]]:
     client = [str(install.python_of("clients")), str(HERE / "talker.py")]
     command = [*netns.entering(here.lab.node("client").namespace), *client]
@@ -111,6 +137,7 @@ def main() -> None:
     chats = [name for name, one in ENGINES.items() if any(o.api == "chat" for o in one.orders)]
     parser.add_argument("--engine", choices=chats, default="vllm")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tier", action="store_true")
     wanted = parser.parse_args()
     engine = ENGINES[wanted.engine]
     if lacks := engine.lacks():
@@ -118,12 +145,14 @@ def main() -> None:
     install.clients()
     engine.install()
     seen: dict[str, list[list[dict[str, Any]]]] = defaultdict(list)
-    with _serving(engine) as here:
+    with _serving(engine) as here, ExitStack() as stack:
+        urls = {name: f"http://{here.lab.vips[0]}:{port}" for name, port in PORTS.items()}
         addresses, text = _addresses(here), text_of_pages()
+        if wanted.tier:
+            urls, addresses = stack.enter_context(_tiers(here)), addresses[:1]
         for number in range(wanted.rounds * len(PORTS)):
             name = list(PORTS)[number % len(PORTS)]
-            url = f"http://{here.lab.vips[0]}:{PORTS[name]}"
-            seen[name].append(_talk(here, Talk(url, text, 1000 * number, addresses)))
+            seen[name].append(_talk(here, Talk(urls[name], text, 1000 * number, addresses)))
         told = here.get("/v1/services/affinity")["affinity"]
         print(f"affinity: {json.dumps(told)}", file=sys.stderr)
     print(

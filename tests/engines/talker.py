@@ -31,7 +31,8 @@ async def conversation(talk: dict[str, Any], number: int) -> None:
         prompt = cached = 0
         body = {"model": "tiny", "stream": True, "messages": messages, "max_tokens": 8,
                 "stream_options": {"include_usage": True}}  # fmt: skip
-        way = httpx.AsyncHTTPTransport(local_address=address)
+        # The tier's certificate is for a name, and is not what is tried here.
+        way = httpx.AsyncHTTPTransport(local_address=address, verify=False)
         async with (
             httpx.AsyncClient(transport=way, timeout=TIMEOUT_S) as client,
             client.stream("POST", talk["url"] + "/v1/chat/completions", json=body) as response,

@@ -449,6 +449,7 @@ def test_a_session_is_what_the_file_says(tmp_path: Path, engine: Engine):
         assert is_one(homes({"prompt": LONG}, {"prompt": f"{LONG}y"}, {"input": LONG}))
         assert len(set(homes(*[{"model": "m"}] * 4, None))) == 5, "no session: each in turn"
 
+        assert "by prompt, from 127.9.0.0/22" in made.lbctl("status").stdout
         made.write(affinity={**affinity, "by": "header", "header": "X-Chat"})
         made.reload()
         wait_until("headers count", lambda: is_one(homes({}, {"prompt": LONG}, X_Chat="1")))
@@ -504,6 +505,7 @@ def test_a_conversation_comes_back_to_the_engine_that_knows_it(tmp_path: Path):
             made.document["affinity"] = {"sources": [str(sources)]}
             made.write()
             assert "ip route add local" in made.reload()["problems"][0]
+            assert "not kept at their engines" in made.lbctl("status").stdout
             assert len(engines(lab, made, [conversation(0, 1)])) == 1, "it goes on without"
             done = lab.run("client", "ip", "route", "add", "local", str(sources), "dev", "lo")
             assert done.returncode == 0, done
