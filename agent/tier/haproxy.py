@@ -215,6 +215,19 @@ class Proxy:
         found = re.search(r"^(\d+)\s+master\b", said, re.MULTILINE)
         return None if found is None else int(found[1])
 
+    async def leaving(self) -> tuple[int, ...]:
+        """Return the connections of each worker that a reload has replaced, and that answers its
+        open requests to their end. Raises ProxyError.
+        """
+        said = await self._ask(self._files.master, "show proc")
+        _, _, old = said.partition("# old workers")
+        found = []
+        for pid in re.findall(r"^(\d+)\s+worker\b", old, re.MULTILINE):
+            told = await self._ask(self._files.master, f"@!{pid} show info")
+            if (open_ := re.search(r"^CurrConns: (\d+)", told, re.MULTILINE)) is not None:
+                found.append(int(open_[1]))
+        return tuple(found)
+
     async def reload(self) -> None:
         """Put a new worker in the place of the present one. Raises ProxyError if it refuses."""
         said = await self._ask(self._files.master, "reload", _RELOAD_S)

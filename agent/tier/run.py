@@ -231,10 +231,12 @@ class Supervisor:
     async def _count(self) -> None:
         try:
             rows = await self.proxy.counters()
+            leaving = await self.proxy.leaving()
         except ProxyError:
             self.seen.reading = None
             return
         self.seen.reading = traffic.read(rows, engines_of(self.tier))
+        self.seen.leaving = leaving
         self.seen.totals.add(self.seen.reading.counts)
 
     async def status(self) -> dict[str, Any]:
@@ -254,6 +256,7 @@ class Supervisor:
             "haproxy": reading is not None,
             "problems": list(self.problems),
             "connections": reading.connections if reading else None,
+            "leaving": {"workers": len(self.seen.leaving), "connections": sum(self.seen.leaving)},
             "engines": [
                 {
                     "engines": each.name,

@@ -94,6 +94,7 @@ class Seen:
 
     totals: Totals = field(default_factory=Totals)
     reading: Reading | None = None
+    leaving: tuple[int, ...] = ()  # connections of each worker that a reload has replaced
     ends_s: Mapping[str, float] = field(default_factory=dict)  # of certificates, by name
     problems: int = 0
     reloads: int = 0
@@ -140,7 +141,12 @@ class TierCollector(Collector):
             "Certificates that were exchanged without a reload.",
             value=seen.exchanges,
         )
-        open_ = _gauge("open_connections", "Connections of clients now.", None)
+        open_ = _gauge("open_connections", "Connections of clients at the newest worker.", None)
+        yield _gauge(
+            "leaving_connections",
+            "Connections at workers that a reload has replaced.",
+            sum(seen.leaving),
+        )
         current = GaugeMetricFamily(
             "steelyard_tier_engine_requests", "Requests at engines now.", labels=["engines"]
         )

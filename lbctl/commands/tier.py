@@ -94,10 +94,12 @@ def _status(env: Environment, data: Mapping[str, Any]) -> list[object]:
 
     state = "running" if data["haproxy"] else "not running"
     ends = [each["end"] for each in data["certificates"]]
+    left = data["leaving"]
+    leaving = f", {exact(left['connections'])} more at older workers" if left["workers"] else ""
     shown = [
         ("tier", data["file"]),
         ("listens on", ", ".join(data["listen"])),
-        ("HAProxy", f"{state}, {exact(data['connections'] or 0)} connections"),
+        ("HAProxy", f"{state}, {exact(data['connections'] or 0)} connections{leaving}"),
         ("handshakes", counts(data["handshakes_total"])),
         ("answers", counts(data["answers_total"])),
         ("refused", counts(data["refused_total"])),

@@ -127,7 +127,12 @@ def test_a_source_that_fails_lies_or_is_gone_takes_nobody_away(here: Site, sourc
         ):
             source.says(text)
             wait_until(problem, lambda problem=problem: problem in shown(here)["problem"])
-            assert up(here) == ["be1", "be2"], named(here)
+            assert up(here) == ["be1", "be2"], {
+                name: [
+                    one[key] for key in ("state", "reason", "health", "health_reason", "since_s")
+                ]
+                for name, one in named(here).items()
+            }
         source.stop()
         wait_until("nobody answers", lambda: "refused" in shown(here)["problem"].lower())
         here.stop_agent(signal.SIGKILL)

@@ -305,7 +305,10 @@ def test_streams_go_on_over_reloads_and_new_ones_get_the_new_configuration(
             open_.reload()
             wait_until("the new route serves",
                        lambda at=number: open_.ask(f"/{at}")[2]["engine"] == "other")  # fmt: skip
-        assert open_.status()["reloads_total"] == 4
+        found = open_.status()
+        assert found["reloads_total"] == 4
+        assert found["leaving"]["connections"] >= STREAMS, "of the first worker"
+        assert "more at older workers" in open_.lbctl("status").stdout
     finally:
         engine.release.set()
         for each in threads:
