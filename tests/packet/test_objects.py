@@ -49,9 +49,9 @@ def kept(folder: Path, small: Path) -> Path:
     return Path(shutil.copy(small, folder))
 
 
-def start(instance: str) -> Dataplane:
+def start(instance: str, hook: Hook = Hook.AUTO) -> Dataplane:
     """A small program: what is kept of it is kept as of the largest."""
-    config = Config(instance, "lo", tables=harness.SMALL)
+    config = Config(instance, "lo", hook=hook, tables=harness.SMALL)
     return harness.load(config, (service(backend("a")),))
 
 
@@ -82,7 +82,8 @@ def info(fd: int) -> libbpf.MapInfo:
 @pytest.mark.parametrize(
     ("begin", "hook"),
     [
-        (start_middling, Hook.AUTO),
+        (start, Hook.AUTO),
+        pytest.param(start_middling, Hook.AUTO, marks=pytest.mark.soak),
         pytest.param(start_largest, Hook.AUTO, marks=pytest.mark.soak),
         pytest.param(start_largest, Hook.TC, marks=pytest.mark.soak),
     ],

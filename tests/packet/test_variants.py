@@ -208,7 +208,7 @@ def test_what_is_not_compiled_in_costs_nothing(instance: str, rig: Rig):
 )
 def test_tables_of_the_least_and_the_usual_size_work(instance: str, flows: int, ring_slots: int):
     config = Config(instance, "lo", tables=Tables(flows, 4, 8, ring_slots))
-    rig = Rig(harness.load(config, harness.all_features()))
+    rig = Rig(harness.load(config, services_for(Features())))
     rig.config = config
     rig.serve(service(backend("a"), backend("b")))
     found = {rig.backend_of(tcp("S", client_port=port)) for port in range(1000, 1200)}
