@@ -233,3 +233,29 @@ def lists(facts: Facts, _ask: Question) -> Iterator[Finding]:
 
 def _tables(facts: Facts) -> Mapping[str, int]:
     return (facts.agent.config or {}).get("tables") or {}
+
+
+def tier(facts: Facts, _ask: Question) -> Iterator[Finding]:
+    """Report whether the tier of this host serves, and what is wrong with it."""
+    found = facts.tier
+    if found is None:
+        return
+    if found.problem:
+        yield Finding(
+            "tier",
+            Verdict.UNKNOWN if found.denied else Verdict.PROBLEM,
+            found.problem,
+            "sudo lbctl doctor" if found.denied else found.remedy,
+        )
+        return
+    if found.connections is None:
+        yield Finding(
+            "tier", Verdict.PROBLEM, "HAProxy does not answer",
+            "systemctl start lb-agent-tier-proxy",
+        )  # fmt: skip
+    for each in found.problems:
+        yield Finding("tier", Verdict.PROBLEM, each, "lbctl tier status")
+    if found.connections is not None and not found.problems:
+        yield Finding(
+            "tier", Verdict.OK, f"HAProxy serves, {plural(found.connections, 'connection')}"
+        )

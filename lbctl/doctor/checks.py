@@ -61,6 +61,7 @@ BALANCER: tuple[Check, ...] = (
     agent_checks.ports,
     agent_checks.lists,
     certificate_checks.certificates,
+    agent_checks.tier,
     balancer_checks.guard,
     failover_checks.failover,
     fleet_checks.fleet,

@@ -311,6 +311,20 @@ class FleetFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TierFacts:
+    """What the tier of this host says of itself; ``problem`` and ``remedy`` if it did not answer.
+
+    ``connections``: of its HAProxy's newest worker; None: HAProxy does not answer.
+    """
+
+    connections: int | None = None
+    problems: tuple[str, ...] = ()
+    problem: str = ""
+    remedy: str = ""
+    denied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class InstalledUnit:
     """The file that systemd uses for a unit: its path, and whether it is the one that this release
     ships. ``hides``: the file below /usr/lib that it takes the place of; empty: none.
@@ -337,6 +351,7 @@ class Facts:
     entry: Entry | None = None  # of the running agent, with `hook: external`
     failover: FailoverFacts | None = None
     fleet: FleetFacts | None = None
+    tier: TierFacts | None = None
     gue_ports: frozenset[int] = frozenset()  # UDP ports whose packets the kernel unpacks
     nft_installed: bool = True
     nft_tables: frozenset[str] | None = None  # of the family inet; None: they cannot be seen

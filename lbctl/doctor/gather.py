@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from lbctl.doctor import bpf, gather_agent, gather_failover, gather_fleet, netdev
+from lbctl.doctor import bpf, gather_agent, gather_failover, gather_fleet, gather_tier, netdev
 from lbctl.doctor.facts import (
     AgentFacts,
     Bcc,
@@ -81,6 +81,7 @@ def gather(
         entry=_entry(agent),
         failover=gather_failover.gather(agent.config, env.socket, rules),
         fleet=gather_fleet.gather(agent.config),
+        tier=gather_tier.gather(),
         gue_ports=gue_ports(_run("ip", "fou", "show") or ""),
         nft_installed=shutil.which("nft") is not None,
         nft_tables=nft_tables(rules),

@@ -10,11 +10,11 @@ from typing import Any
 
 from agent.errors import SteelyardError
 from agent.pem import certificates, revocations
+from lbctl.doctor import gather_tier
 from lbctl.doctor.facts import Certificate, CertificateUse
 from lbctl.environment import Agent
 
 _MOST_BACKENDS = 10_000
-_TIER = Path("/etc/steelyard/tier.yaml")
 
 
 def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate, ...]:
@@ -32,7 +32,11 @@ def gather(config: Mapping[str, Any], agent: Agent | None) -> tuple[Certificate,
         (CertificateUse.STORE_CA, "the CA of etcd", etcd.get("ca_file")),
     )
     ours = (_of_file(use, f"{what} ({path})", Path(path)) for use, what, path in named if path)
-    return (*ours, *(_backends(config, agent) if agent is not None else ()), *tiers(_TIER))
+    return (
+        *ours,
+        *(_backends(config, agent) if agent is not None else ()),
+        *tiers(gather_tier.FILE),
+    )
 
 
 def tiers(path: Path) -> Iterator[Certificate]:

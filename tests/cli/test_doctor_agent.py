@@ -22,6 +22,7 @@ from lbctl.doctor.facts import (
     InstalledUnit,
     Question,
     Role,
+    TierFacts,
     Verdict,
 )
 from tests.cli.doctor_facts import HOST, PROCESS, RUNNING, STATUS, facts, verdicts
@@ -65,6 +66,10 @@ def lists(nodes, **changed):
 
 def certified(*certificates):
     return dataclasses.replace(running(certificates=certificates), now=NOW)
+
+
+def tiered(**fields):
+    return dataclasses.replace(running(), tier=TierFacts(**fields))
 
 
 def release(version="0.1.0", written=0.0, **changed):
@@ -161,6 +166,25 @@ ONLY_BPF = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"})
             "warning",
             "of the list: ends in 6h00m; have the CA issue a new list",
         ),
+        (tiered(), "tier", "problem", "systemctl start lb-agent-tier-proxy"),
+        (
+            tiered(problem="it does not answer", remedy="start it"),
+            "tier",
+            "problem",
+            "it does not answer; start it",
+        ),
+        (
+            tiered(problem="it does not answer", denied=True),
+            "tier",
+            "unknown",
+            "sudo lbctl doctor",
+        ),
+        (
+            tiered(connections=3, problems=("chat.pem: key values mismatch",)),
+            "tier",
+            "problem",
+            "chat.pem: key values mismatch; lbctl tier status",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_agent_is_named_with_its_fix(found, check, verdict, says):
@@ -189,11 +213,12 @@ def test_what_is_wrong_with_the_agent_is_named_with_its_fix(found, check, verdic
         certified(Certificate("the status page", NOW + 15 * DAY_S)),
         certified(Certificate("us", NOW + 31 * DAY_S, use=CertificateUse.STORE)),
         certified(),
+        tiered(connections=0),
     ],
 )
 def test_what_is_well_is_no_warning_of_its_own(found):
     own = {"agent rights", "flow table", "fullnat ports", "blocks and lists", "release"}
-    assert not verdicts(found).keys() & (own | {"certificate"})
+    assert not verdicts(found).keys() & (own | {"certificate", "tier"})
 
 
 def test_each_right_that_is_missing_is_named():

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from agent.model import Forward
+from lbctl.doctor import gather_tier
 from lbctl.lab import netns
 from lbctl.lab.topology import PORT
 from tests.netns.site import Site, site, wait_until
@@ -363,6 +364,9 @@ def test_a_certificate_that_is_wrong_is_named_and_the_others_are_served(open_: T
     wait_until("it is named", lambda: open_.status()["problems"])
     (problem,) = open_.status()["problems"]
     assert "wrong.pem" in problem
+    judged = gather_tier.gather(open_.file)
+    assert judged is not None
+    assert judged.problems == (problem,), "lbctl doctor names it, too"
     assert "key values mismatch" in problem
     assert serial(open_) == before
     wrong.unlink()
@@ -418,6 +422,9 @@ def test_haproxy_outlives_the_agent_and_the_next_one_takes_it_over(open_: TierUn
     (master, _) = sorted(open_.haproxies())
     open_.agent.kill()
     open_.agent.wait()
+    judged = gather_tier.gather(open_.file)
+    assert judged is not None
+    assert judged.problem == "lb-agent tier does not answer"
     assert open_.ask("/")[0] == 200
     open_.start()
     assert master in open_.haproxies()
