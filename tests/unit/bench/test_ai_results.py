@@ -96,6 +96,7 @@ def test_a_turn_of_a_conversation_survives_the_file_and_reaches_the_engine(tmp_p
     plan.write(tmp_path / "plan", made)
     assert plan.read_plan(tmp_path / "plan") == made
     held: dict[str, int] = {}
+    begun: dict[int, str] = {}
     hits = 0
     for request, ask in zip(asked, made.asks, strict=True):
         assert ask.turn is not None
@@ -108,6 +109,9 @@ def test_a_turn_of_a_conversation_survives_the_file_and_reaches_the_engine(tmp_p
         # A turn behind the first finds what the simulator says that there is.
         assert (talk in held) == (len(request.prefixes) == 2)
         assert held.get(talk, 0) == dict(request.prefixes).get(request.kept_as, 0)
+        # What begins a conversation is a message that does not grow, as in real ones.
+        begins = json.loads(body)["messages"][1]["content"]
+        assert begun.setdefault(ask.turn.conversation, begins) == begins
         hits += talk in held
         held[talk] = ask.prompt_tokens + ask.answer_tokens
     assert hits
