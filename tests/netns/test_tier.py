@@ -659,8 +659,16 @@ def source_of(answer: tuple[int, dict[str, str], Any]) -> str:
     return {name.lower(): value for name, value in answer[2]["headers"].items()}["x-forwarded-for"]
 
 
-def test_so_many_requests_wait_and_the_rest_is_told_to_come_back(tmp_path: Path, engine: Engine):
-    with tier(tmp_path, engine.at, queue={"concurrent": 1, "waiting": 1, "timeout": "60s"}) as made:
+@pytest.mark.parametrize(
+    ("concurrent", "affinity", "seen"),
+    [(1, None, (1, 1)), (2, {"sources": ["127.9.0.0/28"]}, (2, 0))],
+    ids=["some wait", "with sessions none waits"],
+)
+def test_so_many_requests_wait_and_the_rest_is_told_to_come_back(
+    tmp_path: Path, engine: Engine, concurrent: int, affinity: Any, seen: tuple[int, int]
+):
+    queue = {"concurrent": concurrent, "waiting": 1, "timeout": "60s"}
+    with tier(tmp_path, engine.at, queue=queue, affinity=affinity) as made:
         engine.release.clear()
         found: list[int] = []
         threads = [
@@ -669,9 +677,9 @@ def test_so_many_requests_wait_and_the_rest_is_told_to_come_back(tmp_path: Path,
         try:
             for each in threads:
                 each.start()
-            wait_until("one is at the engine and one waits",
+            wait_until("both are where they should be",
                        lambda: [(each["current"], each["queued"])
-                                for each in made.status()["engines"]] == [(1, 1)])  # fmt: skip
+                                for each in made.status()["engines"]] == [seen])  # fmt: skip
             status, headers, body = made.ask("/")
             assert (status, headers["retry-after"]) == (429, "5")
             assert body["error"]["code"] == "engine_overloaded"
