@@ -317,6 +317,8 @@ def _limits(tier: Tier, folder: Path) -> Iterator[str]:
 _INSTRUCTIONS = "{ var(txn.role) -m str system developer }"
 _MESSAGE_BYTES = 4096  # of each of them
 _TEXT_BYTES = 1024  # of a prompt that is one text, which a conversation makes longer
+_RAW_BYTES = 32 << 10  # of a body whose first message is longer than what is read of it
+_NONE_YET = "!{ var(txn.session) -m found }"
 
 
 def _session(affinity: Affinity) -> Iterator[str]:
@@ -330,17 +332,25 @@ def _session(affinity: Affinity) -> Iterator[str]:
             for text in ("prompt", "input"):
                 yield _set("session", f"{_field(text)},bytes(0,{_TEXT_BYTES})")
             for messages in ("messages", "input"):
-                first, second = (
-                    f"{_field(f'{messages}[{n}].content')},bytes(0,{_MESSAGE_BYTES})"
-                    for n in (0, 1)
-                )
-                yield "  http-request unset-var(txn.role)"
-                yield _set("role", _field(f"{messages}[0].role"))
-                yield _set("session", first)
-                yield f"{_set('second', second)} if {_INSTRUCTIONS}"
-                both = "var(txn.session),concat(,txn.second)"
-                yield f"{_set('session', both)} if {_INSTRUCTIONS}"
+                yield from _beginning(messages)
+            # Of a message that ends behind what is read of the body, nothing was found. All that
+            # was read comes before its end, and is the same in each request.
+            raw = f"req.body,bytes(0,{_RAW_BYTES})"
+            yield f"{_set('session', raw)} if {_NONE_YET} {{ req.body_len gt {_RAW_BYTES} }}"
             yield _set("session", _field("prompt_cache_key"))
+
+
+def _beginning(messages: str) -> Iterator[str]:
+    """Take what begins the conversation in this list of messages, if the body has it."""
+    parts = [f"{_field(f'{messages}[{n}].content')},bytes(0,{_MESSAGE_BYTES})" for n in (0, 1)]
+    for variable in ("role", "first", "second"):
+        yield f"  http-request unset-var(txn.{variable})"
+    yield _set("role", _field(f"{messages}[0].role"))
+    yield _set("first", parts[0])
+    yield f"{_set('second', parts[1])} if {_INSTRUCTIONS}"
+    yield f"{_set('session', 'var(txn.first)')} unless {_INSTRUCTIONS}"
+    both = "var(txn.first),concat(,txn.second)"
+    yield f"{_set('session', both)} if {_INSTRUCTIONS} {{ var(txn.second) -m found }}"
 
 
 def _field(path: str) -> str:

@@ -29,6 +29,7 @@ from tests.pki import client_context
 CHAT = 8001
 STREAMS = 40
 LONG = "x" * 1100  # longer than what is looked at of a prompt that is one text
+HUGE = "x" * 100_000  # longer than what HAProxy reads of a body
 HELLO = {"role": "user", "content": "hello"}
 ANSWER = {"role": "assistant", "content": "hi"}
 BEGINNINGS: list[dict[str, list[Any]]] = [  # of conversations
@@ -37,11 +38,18 @@ BEGINNINGS: list[dict[str, list[Any]]] = [  # of conversations
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}]}]},
     {"input": [HELLO]},
     {"input": [{"role": "developer", "content": "be kind"}, HELLO]},
+    {"messages": [{"role": "user", "content": HUGE}]},
+    {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": HUGE}]},
 ]
 OTHERS = [  # requests of different ones
     ({"messages": [HELLO]}, {"messages": [{**HELLO, "content": "hello!"}]}),
     ({"messages": [ANSWER, HELLO]}, {"messages": [HELLO]}),
     ({"prompt": LONG}, {"prompt": f"y{LONG}"}),
+    ({"prompt": HUGE}, {"prompt": f"y{HUGE}"}),
+    tuple(
+        {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": said}]}
+        for said in (HUGE, f"y{HUGE}")
+    ),
     ({"prompt": "a", "prompt_cache_key": "a"}, {"prompt": "a", "prompt_cache_key": "b"}),
 ]
 REQUESTS = 20
@@ -457,6 +465,7 @@ def test_a_session_is_what_the_file_says(tmp_path: Path, engine: Engine):
         for one, other in OTHERS:
             assert not is_one(homes(one, other)), (one, other)
         assert is_one(homes({"prompt": LONG}, {"prompt": f"{LONG}y"}, {"input": LONG}))
+        assert is_one(homes({"prompt": HUGE}, {"prompt": f"{HUGE}y"}))
         assert len(set(homes(*[{"model": "m"}] * 4, None))) == 5, "no session: each in turn"
 
         assert "by prompt, from 127.9.0.0/22" in made.lbctl("status").stdout
