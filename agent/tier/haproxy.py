@@ -27,6 +27,7 @@ from agent.model import Network
 log = get_logger()
 
 _ANSWER_S = 10.0
+_OLD_ANSWER_S = 0.5  # it is no matter for those who ask the newest worker
 _RELOAD_S = 60.0  # 10,000 certificates take a while
 _START_S = 10.0
 _MOST_BYTES = 64 << 20
@@ -147,13 +148,13 @@ def sources_problem(sources: Iterable[Network]) -> str:
                 family = socket.AF_INET if address.version == 4 else socket.AF_INET6
                 with socket.socket(family, socket.SOCK_STREAM) as sock:
                     sock.bind((str(address), 0))
-        except OSError:
+        except OSError as error:
             remedy = f"ip route add local {prefix} dev lo"
             if prefix.version == 6:  # bind(2) looks for the address itself
                 remedy += ", and sysctl net.ipv6.ip_nonlocal_bind=1"
             return (
-                f"{prefix} of `affinity` is not this host's, so sessions are not kept at their "
-                f"engines; remedy: {remedy}"
+                f"{prefix} of `affinity` is not this host's ({error.strerror}), so sessions are "
+                f"not kept at their engines; remedy: {remedy}"
             )
     return ""
 
@@ -217,15 +218,19 @@ class Proxy:
 
     async def leaving(self) -> tuple[int, ...]:
         """Return the connections of each worker that a reload has replaced, and that answers its
-        open requests to their end. Raises ProxyError.
+        open requests to their end. One that does not say how many it has is left out.
         """
-        said = await self._ask(self._files.master, "show proc")
+        try:
+            said = await self._ask(self._files.master, "show proc")
+        except ProxyError:
+            return ()
         _, _, old = said.partition("# old workers")
         found = []
         for pid in re.findall(r"^(\d+)\s+worker\b", old, re.MULTILINE):
-            told = await self._ask(self._files.master, f"@!{pid} show info")
-            if (open_ := re.search(r"^CurrConns: (\d+)", told, re.MULTILINE)) is not None:
-                found.append(int(open_[1]))
+            with contextlib.suppress(ProxyError):  # it has ended meanwhile, or hangs
+                told = await self._ask(self._files.master, f"@!{pid} show info", _OLD_ANSWER_S)
+                if (open_ := re.search(r"^CurrConns: (\d+)", told, re.MULTILINE)) is not None:
+                    found.append(int(open_[1]))
         return tuple(found)
 
     async def reload(self) -> None:

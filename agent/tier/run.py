@@ -47,6 +47,7 @@ class Wanted:
     """What HAProxy is to serve. ``written``: what tells when other files were written anew."""
 
     config: str
+    keeps_sessions: bool
     certificates: Mapping[str, Certificate]
     maps: Mapping[str, Mapping[str, str]]
     written: tuple[object, ...]
@@ -130,9 +131,8 @@ class Supervisor:
         if runs and self._taken is not None and self._taken[0] == written:
             return self._taken[1]
         self._taken = None
-        absent = written.sources
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
-        wanted = await asyncio.to_thread(self._wanted, found, not absent)
+        wanted = await asyncio.to_thread(self._wanted, found, not written.sources)
         before = self.current
         if before is None or not runs or _needs_worker(before, wanted):
             await self._renew(wanted, runs)
@@ -140,7 +140,7 @@ class Supervisor:
             await self._adjust(before, wanted)
         self.current = wanted
         self.seen.ends_s = {name: each.end_s for name, each in wanted.certificates.items()}
-        problems = (*found.problems, *([absent] if absent else ()))
+        problems = (*found.problems, *([written.sources] if written.sources else ()))
         self._taken = (written, problems)
         return problems
 
@@ -169,6 +169,7 @@ class Supervisor:
         known = keys.read(tier.keys) if tier.keys else ()
         return Wanted(
             render.rendered(tier, tier.folder, keeps_sessions=keeps_sessions),
+            keeps_sessions,
             served,
             render.maps(known) if tier.keys else {},
             tuple(stamp(each) for each in self._authorities() if each is not None),
@@ -231,12 +232,11 @@ class Supervisor:
     async def _count(self) -> None:
         try:
             rows = await self.proxy.counters()
-            leaving = await self.proxy.leaving()
         except ProxyError:
             self.seen.reading = None
             return
         self.seen.reading = traffic.read(rows, engines_of(self.tier))
-        self.seen.leaving = leaving
+        self.seen.leaving = await self.proxy.leaving()
         self.seen.totals.add(self.seen.reading.counts)
 
     async def status(self) -> dict[str, Any]:
@@ -271,7 +271,7 @@ class Supervisor:
             and {
                 "by": tier.affinity.by.value,
                 "sources": [str(each) for each in tier.affinity.sources],
-                "kept": self._taken is not None and not self._taken[0].sources,
+                "kept": self.current is not None and self.current.keeps_sessions,
             },
             "answers_total": _of(totals, "answers"),
             "refused_total": _of(totals, "refused"),

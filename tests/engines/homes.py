@@ -107,7 +107,8 @@ def _tiers(here: Site) -> Iterator[dict[str, str]]:
     node = here.lab.node("client2")
     # 64 addresses of the clients' network, where no node is.
     sources = list(ip_network(f"{node.ipv4}/24", strict=False).subnets(new_prefix=26))[-2]
-    assert here.run("client2", "ip", "route", "add", "local", str(sources), "dev", "lo")
+    added = here.run("client2", "ip", "route", "add", "local", str(sources), "dev", "lo")
+    assert added.returncode == 0, added
     found: dict[str, str] = {}
     with ExitStack() as stack:
         for number, (name, port) in enumerate(PORTS.items()):

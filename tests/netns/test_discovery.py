@@ -100,8 +100,10 @@ def up(here: Site) -> list[str]:
 
 
 def stay(here: Site) -> None:
-    """Nobody has taken the first two away. Another reason for which one of them is not up (seen
-    once, and not which) is the host's, or is to be found by the warning.
+    """Check that nobody has taken the first two away.
+
+    Once, one of them was not up for another reason, which was not recorded. The warning names it if
+    that happens again.
     """
     found = named(here)
     why = ("state", "reason", "health", "health_reason", "since_s")

@@ -536,6 +536,12 @@ def test_a_conversation_comes_back_to_the_engine_that_knows_it(tmp_path: Path):
             assert len(set(found)) == 3, "every engine is some conversation's"
             keyed = [{"prompt_cache_key": "mine", **conversation(of, 0)} for of in range(12)]
             assert len(set(engines(lab, made, keyed))) == 1, "the client says what belongs together"
+            assert made.status()["affinity"]["kept"]
+            done = lab.run("client", "ip", "route", "del", "local", str(sources), "dev", "lo")
+            assert done.returncode == 0, done
+            wait_until("it goes on without", lambda: not made.status()["affinity"]["kept"])
+            assert "ip route add local" in made.status()["problems"][0]
+            assert len(engines(lab, made, [conversation(0, 1)] * 3)) == 3
 
 
 def chat(lab: Any) -> list[dict[str, Any]]:
