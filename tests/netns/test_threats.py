@@ -104,10 +104,21 @@ def test_slow_heads_are_a_threat_and_blocked_and_nobody_else_is(here: Site) -> N
     slow = ("slowhttptest", "-H", "-c", str(ATTACKING), "-r", "200", "-i", "5", "-l", "600", "-u")
     with (
         crowd(here),
-        started(here, "client", *slow, f"http://{here.lab.vips[0]}/", "-p", "30"),
+        started(here, "client", *slow, f"http://{here.lab.vips[0]}/", "-p", "30") as attack,
     ):
+
+        def is_known() -> bool:
+            assert attack.poll() is None, "the attacker has ended by itself"
+            return bool(guard(here)["threats"])
+
         # Slow requests, after twenty seconds: an agent that has just begun knows no amounts.
-        wait_until("it is known", lambda: guard(here)["threats"])
+        try:
+            wait_until("it is known", is_known, 240)
+        except AssertionError as error:
+            flows = here.get("/v1/flows?limit=1000")["flows"]
+            held = [(each["age_s"], each["awaiting_answer"]) for each in flows
+                    if each["client"] == attacker]  # fmt: skip
+            raise AssertionError(f"{error}; {len(flows)} flows; the attacker's: {held}") from None
         found = guard(here)["threats"]
         assert {each["source"] for each in found} == {attacker}
         assert {each["service"] for each in found} == {"web"}
