@@ -319,19 +319,20 @@ def test_a_drain_survives_kill_9_and_so_does_the_memory_of_it(lab: Site) -> None
     assert version["who"].endswith(who)
     # What was said in the last second dies with the agent.
     journal = lab.lab.run_dir / "state" / f"{lab.config()['name']}.events"
-    wait_until("it is on disk", lambda: all(
-        words in journal.read_text() for words in ("new driver", "2 of 3 backends get some")
-    ))  # fmt: skip
+    effect = "2 of 3 backends get some"  # an earlier test has had it, too
+    wait_until("it is on disk", lambda: effect in journal.read_text().partition("new driver")[2])
     lab.stop_agent(signal.SIGKILL)
     lab.start_agent()
     assert lab.backend("web", "be1")["state"] == "drain"
     assert lab.get("/v1/status")["agent"]["changes_since_file"] >= 1
     assert lab.get("/v1/history")["versions"][-1] == version
-    told = lab.get("/v1/events", backend="web/be1", limit="2")["events"]
-    change, state = sorted(told, key=lambda event: event["event"] != "change")
-    assert (change["fields"]["by"], change["fields"]["message"]) == (version["who"], "new driver")
-    assert (state["fields"]["old"], state["fields"]["new"]) == ("up", "drain")
-    assert state["fields"]["effect"].endswith("0 % of new connections; 2 of 3 backends get some")
+    # On a busy host others may follow, such as of a check that came late.
+    told = [event["fields"] for event in lab.get("/v1/events", backend="web/be1")["events"]]
+    (change,) = [fields for fields in told if fields.get("message") == "new driver"]
+    assert change["by"] == version["who"]
+    state = next(fields for fields in reversed(told) if fields.get("new") == "drain")
+    assert state["old"] == "up", told
+    assert state["effect"].endswith(f"0 % of new connections; {effect}")
     warnings = lab.get("/v1/events", level="warning", since_s="60")["events"]
     assert "the agent before this one was killed, or broke off" in {e["event"] for e in warnings}
     lab.api.post("/v1/rollback", {"version": version["number"] - 1, "service": "web"})
@@ -567,28 +568,27 @@ def test_a_program_taken_off_by_hand_is_put_back(lab: Site) -> None:
     assert lab.get("/v1/status")["dataplane"]["attached"]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"interface": "eth9"}, ["eth9", "there is no such interface", "eth0"]),
-        ({"socket_group": "nobody-has-it"}, ["nobody-has-it", "groupadd"]),
-        ({"socket_roles": {"viewer": ["nobody-has-it"]}}, [".yaml:", "nobody-has-it", "groupadd"]),
-        ({"script_user": "nobody-has-it"}, [".yaml:", "nobody-has-it", "useradd"]),
-    ],
+# What keeps an agent from starting, and the words that say so.
+UNFIT: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (
+    ({"interface": "eth9"}, ("eth9", "there is no such interface", "eth0")),
+    ({"socket_group": "nobody-has-it"}, ("nobody-has-it", "groupadd")),
+    ({"socket_roles": {"viewer": ["nobody-has-it"]}}, (".yaml:", "nobody-has-it", "groupadd")),
+    ({"script_user": "nobody-has-it"}, (".yaml:", "nobody-has-it", "useradd")),
 )
-def test_a_start_that_cannot_work_says_why_and_changes_nothing(
-    lab: Site, change: dict[str, object], words: list[str]
-) -> None:
+
+
+def test_a_start_that_cannot_work_says_why_and_changes_nothing(lab: Site) -> None:
     good = lab.config()
     lab.stop_agent(signal.SIGTERM)
     program = lab.xdp_program_id()
-    lab.write_config(good | change)
-    done = lab.agent("run", "--config", str(lab.lab.config_path(lab.balancer)))
-    assert done.returncode == 1
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr
-    assert lab.xdp_program_id() == program
+    for change, words in UNFIT:
+        lab.write_config(good | change)
+        done = lab.agent("run", "--config", str(lab.lab.config_path(lab.balancer)))
+        assert done.returncode == 1, change
+        for word in words:
+            assert word in done.stderr
+        assert "Traceback" not in done.stderr
+        assert lab.xdp_program_id() == program
     lab.write_config(good)
     lab.start_agent()
 

@@ -14,6 +14,7 @@ import pytest
 
 from agent.model import Forward
 from lbctl.lab import netns, processes
+from lbctl.lab.topology import Lab
 from tests.netns.site import Site, site, wait_until
 
 HONEST = 24
@@ -34,10 +35,15 @@ for each in held:
 """
 
 
+def services(lab: Lab) -> list[dict[str, Any]]:
+    """One that needs the guard, so that it is in the program from the start."""
+    return [{"name": "blocking", "vip": str(lab.vips[0]), "port": 81, "detect": "block"}]
+
+
 @pytest.fixture(scope="module")
 def here() -> Iterator[Site]:
     name = f"st-threats-{os.getpid()}"
-    with site(name=name, forward=Forward.NAT, backends=2, clients=2) as built:
+    with site(services, name=name, forward=Forward.NAT, backends=2, clients=2) as built:
         yield built
 
 
