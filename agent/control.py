@@ -6,9 +6,10 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from agent.api import views
 from agent.auditlog import AuditLog
@@ -46,6 +47,7 @@ from agent.fleet.saved import Saved
 from agent.fleet.versions import Documents, FleetVersion, Trial
 from agent.fleetcontrol import FleetControl
 from agent.hostfacts import check_accounts, look
+from agent.hosttier import HostTier
 from agent.journal import Journal
 from agent.logs import get_logger
 from agent.metrics.observer import AgentFacts
@@ -135,8 +137,18 @@ class AgentControl:
         self.fleet: FleetControl | None = None
         if core.config.fleet.is_on:
             self.fleet = FleetControl(core, saved, self._take_version, lambda: self._base)
+        self.tier = HostTier(core.config.socket)
         self._since_file = Planner()
         self._changing = asyncio.Lock()  # one change of the configuration at a time
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return the tasks that have to run once the agent balances, by name."""
+        return {
+            "discovery": self.discovery.run(),
+            "changes for a time": self.reverting.run(),
+            "tier": self.tier.run(),
+            **(self.fleet.member.tasks() if self.fleet else {}),
+        }
 
     async def snapshot(self, services: Collection[str] | None = None) -> Snapshot:
         """Return a snapshot as of about now, of these services only if any are named."""
@@ -154,6 +166,7 @@ class AgentControl:
             discovery_problems=self.discovery.problems(),
             failover=core.pair.view(),
             fleet=self.fleet.member.status() if self.fleet else None,
+            tier=self.tier.status,
             guard=replace(
                 core.guarding.view(core.config),
                 limits=core.limiting.view(core.config, core.now.situation.ids),

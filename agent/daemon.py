@@ -177,16 +177,11 @@ async def _serve(
             await _unless(stop, core.start())
             if not stop.is_set():
                 await server.start()
-                running.append(group.create_task(page.keep(), name="status page"))
-                found = control.discovery.run()
-                running.append(group.create_task(found, name="discovery"))
-                if control.fleet is not None:
-                    works = control.fleet.member.tasks().items()
-                    running += [group.create_task(work, name=name) for name, work in works]
-                ends = control.reverting.run()
-                running.append(group.create_task(ends, name="changes for a time"))
-                reloads = _reload_on(signals.hangup, control)
-                running.append(group.create_task(reloads, name="reload"))
+                later = control.tasks() | {
+                    "status page": page.keep(),
+                    "reload": _reload_on(signals.hangup, control),
+                }
+                running += [group.create_task(each, name=name) for name, each in later.items()]
                 notifier.ready(status_line(core.now.situation))
                 _log_ready(core)
             await stop.wait()

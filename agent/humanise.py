@@ -81,5 +81,5 @@ def endpoint(address: str, port: int | str) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """Format a number with a noun: 1 backend, 2 backends."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Format a number with a noun: 1 backend, 1,200 backends."""
+    return f"{number} {noun}" if number == 1 else f"{exact(number)} {noun}s"

@@ -253,7 +253,7 @@ def screen(place: Place, answers: Answers, size: Size) -> list[Text]:
 
 
 def _head(answers: Answers, size: Size) -> list[Text]:
-    from agent.api.sentences import problems
+    from agent.api.sentences import problems, tier_load
     from lbctl.commands.status import headline
 
     status = answers.status
@@ -271,6 +271,8 @@ def _head(answers: Answers, size: Size) -> list[Text]:
             f" {humanise.percent(table['used_share'])}% of the flow table in use"
         )
     )
+    if (tier := status.get("tier")) and tier["load"]:
+        found.append(Text(f"tier: {tier_load(tier['load'])}"))
     wrong = [Text(answers.problem, "bold red")] if answers.problem else []
     wrong += [Text(text, "bold red") for text in problems(status)]
     found += wrong[:SHOWN_PROBLEMS]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from agent import humanise
-from agent.api.sentences import membership
+from agent.api.sentences import membership, tier_load
 from lbctl import loadviews
 from lbctl.layout import Cell, Column, Table
 
@@ -288,6 +288,13 @@ def reasons(counts: Mapping[str, int]) -> str:
     """Return packets by reason, without zeros."""
     there = [f"{humanise.exact(number)} {reason}" for reason, number in counts.items() if number]
     return ", ".join(there) or "none"
+
+
+def tier_facts(tier: Row | None) -> list[tuple[str, object]]:
+    """Return the line of `lbctl status` about the tier of the balancer's host, if it has one."""
+    if not tier:
+        return []
+    return [("tier", tier_load(tier["load"]) if tier["load"] else "not known: lbctl tier status")]
 
 
 def fleet_facts(fleet: Row | None) -> list[tuple[str, object]]:

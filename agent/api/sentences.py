@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.humanise import age, duration, exact, plural
+from agent.humanise import age, count, duration, exact, plural
 
 type Json = Mapping[str, Any]
 
@@ -43,6 +43,8 @@ def problems(status: Json) -> list[str]:
         found.append(f"changes are not recorded in the audit log: {problem}")
     if (fleet := status.get("fleet")) and fleet["problem"]:
         found.append(fleet["problem"])
+    if tier := status.get("tier"):
+        found += [f"the tier of this host: {problem}" for problem in tier["problems"]]
     found += agent.get("discovery_problems", ())
     found += [f"fullnat: {problem}" for problem in plane["nat_problems"]]
     found += plane.get("vip_problems", ())
@@ -88,6 +90,19 @@ def membership(fleet: Json, since: str) -> str:
     if fleet["frozen"] is not None:
         parts.append(f"frozen: {fleet['frozen']}")
     return f"{fleet['name']}: {fleet['node']} {'; '.join(parts)}"
+
+
+def tier_load(load: Json) -> str:
+    """Return on one line what HAProxy does. ``load`` is part of the tier in GET /v1/status."""
+    rates = [f"{count(load['requests_per_s'])} requests/s"]
+    rates += [
+        f"{count(load[f'{what}_per_s'])} {what}/s"
+        for what in ("refused", "failed")
+        if load[f"{what}_per_s"]
+    ]
+    queued = f", {exact(load['queued'])} queued" if load["queued"] else ""
+    connections = plural(load["connections"], "connection")
+    return f"{connections}, {', '.join(rates)}, {exact(load['current'])} at engines{queued}"
 
 
 def _apart(peer: Json) -> str:

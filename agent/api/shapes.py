@@ -296,12 +296,33 @@ class FleetMembership(TypedDict):
     store_away_s: float | None
 
 
+class TierLoad(TypedDict):
+    """What HAProxy does, over all its workers. The tier itself answered what it `refused`, and
+    engines did not answer what `failed`. `current`: requests at engines now; `queued`: requests
+    that wait for one.
+    """
+
+    connections: int
+    current: int
+    queued: int
+    requests_per_s: float
+    refused_per_s: float
+    failed_per_s: float
+
+
+class TierStatus(TypedDict):
+    """The tier of the balancer's host. `load`: null while HAProxy or the tier does not answer."""
+
+    problems: list[str]
+    load: TierLoad | None
+
+
 class Status(TypedDict):
     """The state of the whole balancer.
 
     `unserved`, `unconnected`, `late` and `troubles` have at most 100 entries each. `threats`: how
     many sources behave unlike all others of a service. `fleet`: null if the balancer belongs to
-    none.
+    none. `tier`: null if its host has none.
     """
 
     agent: AgentStatus
@@ -318,6 +339,7 @@ class Status(TypedDict):
     events_last_hour: RecentEvents
     failover: FailoverSummary
     fleet: FleetMembership | None
+    tier: TierStatus | None
     metrics: MetricsStatus
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from agent.api import failoverviews, fleetviews, loadviews, scaleviews
 from agent.api.times import age_s, rfc3339
@@ -45,6 +46,7 @@ from agent.state.snapshot import (
     ServiceSnapshot,
     Snapshot,
 )
+from agent.state.tierview import TierStatus
 from agent.state.way import way_of
 
 type Json = dict[str, object]
@@ -99,7 +101,14 @@ def status(snapshot: Snapshot, now: Troubles, recent: Tally) -> Json:
         "events_last_hour": {level: recent.levels.get(level, 0) for level in ("warning", "error")},
         "failover": failoverviews.summary(snapshot.failover, snapshot.at),
         "fleet": fleetviews.membership(snapshot.fleet, snapshot.at),
+        "tier": _tier(snapshot.tier),
     }
+
+
+def _tier(status: TierStatus | None) -> Json | None:
+    if status is None:
+        return None
+    return {"problems": list(status.problems), "load": status.load and asdict(status.load)}
 
 
 def metrics_read(

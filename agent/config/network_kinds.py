@@ -227,7 +227,7 @@ def _list(name: str, content: object) -> AddressList:
     found = AddressList(
         name,
         _list_prefixes(content.get("prefixes") or []),
-        _list_files(content.get("files") or []),
+        list_files(content.get("files") or []),
         None if column is None else text(column),
         () if values is None else _list_values(values),
     )
@@ -291,7 +291,7 @@ _list_name = matching(
     64,
 )
 _list_prefixes = listed(clients, MAX_LIST_PREFIXES, "prefixes")
-_list_files = listed(_list_file, 16, "files")
+list_files = listed(_list_file, 16, "files")
 _list_values = listed(_list_value, 1024, "values")
 
 UnicastAddress = Annotated[Address, BeforeValidator(_address), Kind("IPv4 or IPv6 address")]

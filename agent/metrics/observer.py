@@ -57,6 +57,7 @@ from agent.state.snapshot import (
 from agent.state.sources import SourceState
 from agent.state.synflood import Syns
 from agent.state.tables import ServiceSlot, TableContents
+from agent.state.tierview import TierStatus
 from agent.weighing.outliers import Outcomes
 from agent.weighing.weigher import Weigher
 
@@ -96,6 +97,7 @@ class AgentFacts:
     failover: FailoverView = field(default_factory=FailoverView)
     guard: Guarded = field(default_factory=Guarded)
     fleet: FleetStatus | None = None
+    tier: TierStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,7 @@ class Observer:
             failover=facts.failover,
             guard=facts.guard,
             fleet=facts.fleet,
+            tier=facts.tier,
             dataplane=self._dataplane_snapshot(facts.driver, nobodys.passed),
             services=tuple(services),
             service_states=Counter(tracked.state for tracked in situation.services.values()),

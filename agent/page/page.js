@@ -71,7 +71,8 @@ function clock(at) {
 }
 
 function plural(number, noun) {
-  return number === 1 ? `1 ${noun}` : `${number} ${noun}s`;
+  const grouped = String(number).replace(/\B(?=(\d{3})+$)/g, ",");
+  return number === 1 ? `1 ${noun}` : `${grouped} ${noun}s`;
 }
 
 // -- parts of tables
@@ -97,6 +98,19 @@ function command(text) {
 const HOOKS = { native: "native XDP", generic: "generic XDP", tc: "tc ingress",
   external: "called by another program" };
 
+// Says what the HAProxy of this host does.
+function tierView({ load }) {
+  if (!load) return html`<span class="bad">not known</span>`;
+  const notes = [
+    load.refused_per_s > 0 && `${count(load.refused_per_s)}/s refused`,
+    load.failed_per_s > 0 && `${count(load.failed_per_s)}/s failed`,
+    `${count(load.current)} at engines`,
+    load.queued > 0 && `${count(load.queued)} queued`,
+    plural(load.connections, "connection"),
+  ].filter(Boolean).join(", ");
+  return html`${count(load.requests_per_s)} requests/s, ${notes}`;
+}
+
 // Says which version of its fleet a balancer runs, and what sets it apart from the others.
 function versionView(fleet) {
   const { version, wanted_version: wanted } = fleet;
@@ -112,7 +126,7 @@ function versionView(fleet) {
 }
 
 function headView(overview) {
-  const { agent, dataplane: plane, rates, backends, services, fleet } = overview.status;
+  const { agent, dataplane: plane, rates, backends, services, fleet, tier } = overview.status;
   const where = [plane.interface, ...plane.backend_interfaces].join(", ");
   const does = plane.attached
     ? html`<b class="good">balancing</b> on ${where} (${HOOKS[plane.hook] || plane.hook}, driver
@@ -129,6 +143,7 @@ ${plane.driver})`
     ["packets", html`${count(rates.packets_per_s)}/s`],
     ["traffic", html`${count(rates.bits_per_s)}bit/s`],
     ["dropped", html`${count(rates.drops_per_s)}/s`],
+    ...(tier ? [["tier", tierView(tier)]] : []),
     ["established flows", html`${count(flows.established)}, ${percent(flows.used_share)} of the table in
 use`],
   ];

@@ -24,6 +24,7 @@ from agent.state.skew import Skew
 from agent.state.slo import Watch
 from agent.state.sources import SourceState
 from agent.state.tables import ServiceSlot
+from agent.state.tierview import TierStatus
 from agent.telemetry.report import GpuReport
 
 
@@ -338,5 +339,6 @@ class Snapshot:
     discovery_problems: tuple[str, ...] = ()  # sources of backends that give no usable answer
     guard: Guarded = field(default_factory=Guarded)
     fleet: FleetStatus | None = None  # None: the balancer belongs to none
+    tier: TierStatus | None = None  # None: its host has none
     unsaved_problem: str = ""  # why changes are in memory only; empty: they are saved
     audit_problem: str = ""  # why changes are not in the audit log; empty: they are

@@ -1,4 +1,4 @@
-"""Writes HAProxy's configuration of a tier, and the maps of its keys. Pure.
+"""Writes HAProxy's configuration of a tier, and its maps. Pure.
 
 Every reason to refuse a request is a backend of its own without servers, so HAProxy itself counts
 how often each was given.
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.model import Network
 from agent.tier.keys import LIMITS, Key
 from agent.tier.settings import (
     Affinity,
@@ -34,6 +35,7 @@ _SUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_S
 BUFFER_BYTES = 1 << 16  # what is read of a body for its model and tokens, less 1 KiB
 _MOST_CLIENTS = "1m"  # entries of the table of limits; the oldest go first
 _MINUTE = "1m"
+PROXIES = "proxies"  # the map of the prefixes of trusted proxies
 
 
 class Refusal(enum.StrEnum):
@@ -106,17 +108,23 @@ def refused_by(refusal: Refusal) -> str:
     return f"refused-{refusal}"
 
 
-def maps(keys: Iterable[Key]) -> dict[str, dict[str, str]]:
-    """Return the maps by their file: names of keys by hash, and the limits that a key has of its
-    own.
+def maps(
+    keys: Iterable[Key] | None, proxies: Iterable[Network] | None
+) -> dict[str, dict[str, str]]:
+    """Return the maps by their file: names of keys by hash, the limits that a key has of its own,
+    and the prefixes of trusted proxies. None: the tier has no keys, or is behind no proxy.
     """
-    made: dict[str, dict[str, str]] = {"keys": {}, **{limit: {} for limit in LIMITS}}
-    for key in keys:
-        made["keys"][key.sha256] = key.name
-        for limit in LIMITS:
-            value = getattr(key.limits, limit)
-            if value is not None:
-                made[limit][key.name] = str(value)
+    made: dict[str, dict[str, str]] = {}
+    if keys is not None:
+        made |= {"keys": {}, **{limit: {} for limit in LIMITS}}
+        for key in keys:
+            made["keys"][key.sha256] = key.name
+            for limit in LIMITS:
+                value = getattr(key.limits, limit)
+                if value is not None:
+                    made[limit][key.name] = str(value)
+    if proxies is not None:
+        made[PROXIES] = {str(prefix): "trusted" for prefix in proxies}
     return made
 
 
@@ -197,7 +205,7 @@ def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     yield "frontend tier"
     for end in tier.listen:
         yield f"  bind {_address(end)} ssl {_certificates(tier, folder)} alpn h2,http/1.1"
-    yield from _sources(tier)
+    yield from _sources(tier, folder)
     yield "  http-request set-header X-Forwarded-For %[src]"
     yield "  http-request set-header X-Forwarded-Proto https"
     yield "  http-request del-header X-Client-Name"
@@ -248,14 +256,15 @@ def _plain(path: Path) -> str:
     return str(path).replace("'", "'\\''")
 
 
-def _sources(tier: Tier) -> Iterator[str]:
+def _sources(tier: Tier, folder: Path) -> Iterator[str]:
     if tier.behind is None:
         return
-    trusted = " ".join(str(prefix) for prefix in tier.behind.prefixes)
+    # A map, because a line of HAProxy's has room for 64 words, and maps are exchanged in a worker.
+    trusted = f"if {{ src,map_ip({folder}/{PROXIES}.map) -m found }}"
     if tier.behind.protocol is ProxyProtocol.PROXY:
-        yield f"  tcp-request connection expect-proxy layer4 if {{ src {trusted} }}"
+        yield f"  tcp-request connection expect-proxy layer4 {trusted}"
     else:
-        yield f"  http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ src {trusted} }}"
+        yield f"  http-request set-src req.hdr_ip(x-forwarded-for,-1) {trusted}"
 
 
 def _identity(tier: Tier, folder: Path) -> Iterator[str]:

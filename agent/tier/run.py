@@ -34,7 +34,7 @@ from agent.tier.haproxy import (
     check_descriptors,
     sources_problem,
 )
-from agent.tier.settings import Tier, engines_of, load
+from agent.tier.settings import Tier, engines_of, load, proxies_of
 
 log = get_logger()
 
@@ -146,7 +146,8 @@ class Supervisor:
 
     def _written(self) -> Written:
         """Return what tells whether there is anything to do; each hour, to see what has expired."""
-        others = (self.tier.keys, *self._authorities())
+        proxies = self.tier.behind.files if self.tier.behind else ()
+        others = (self.tier.keys, *proxies, *self._authorities())
         stamps = tuple(stamp(each) for each in others if each is not None)
         folder = certificates.written(self.tier.certificates)
         affinity = self.tier.affinity
@@ -166,12 +167,13 @@ class Supervisor:
                 where=str(tier.certificates),
                 remedy="; ".join(found.problems) or "put the certificate and its key there",
             )
-        known = keys.read(tier.keys) if tier.keys else ()
+        known = keys.read(tier.keys) if tier.keys else None
+        proxies = proxies_of(tier.behind) if tier.behind else None
         return Wanted(
             render.rendered(tier, tier.folder, keeps_sessions=keeps_sessions),
             keeps_sessions,
             served,
-            render.maps(known) if tier.keys else {},
+            render.maps(known, proxies),
             tuple(stamp(each) for each in self._authorities() if each is not None),
         )
 
@@ -222,7 +224,7 @@ class Supervisor:
             for name, entries in wanted.maps.items():
                 if entries != before.maps[name]:
                     await self.proxy.fill(self.files.of_map(name), entries)
-                    log.info("keys were exchanged", what=name, entries=len(entries))
+                    log.info("a map was exchanged", what=name, entries=len(entries))
         except ProxyError as error:
             log.warning("an exchange failed; a new worker does it", problem=str(error))
             await self._renew(wanted, True)
@@ -238,6 +240,19 @@ class Supervisor:
         self.seen.reading = traffic.read(rows, engines_of(self.tier))
         self.seen.leaving = await self.proxy.leaving()
         self.seen.totals.add(self.seen.reading.counts)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the status of the balancer on this host shows, as of the last look."""
+        reading, totals = self.seen.reading, self.seen.totals.values()
+        load = reading and {
+            "connections": reading.connections + sum(self.seen.leaving),
+            "current": sum(each.current for each in reading.engines),
+            "queued": sum(each.queued for each in reading.engines),
+            "requests_total": sum(_of(totals, "answers").values()),
+            "refused_total": sum(_of(totals, "refused").values()),
+            "failed_total": sum(_of(totals, "failed").values()),
+        }
+        return {"problems": list(self.problems), "load": load}
 
     async def status(self) -> dict[str, Any]:
         """Return what `lbctl tier` shows."""
@@ -308,7 +323,7 @@ def _of(totals: Mapping[traffic.Series, int], name: str) -> dict[str, int]:
 
 
 class Pages:
-    """The page for Prometheus, and the socket for `lbctl tier`."""
+    """The page for Prometheus, and the socket for `lbctl tier` and the agent."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -327,7 +342,13 @@ class Pages:
             self._listening = await guarded.listen(app, *end)
         self._unix = listen_unix(self._supervisor.files.control, None)
         app = web.Application(client_max_size=1024)
-        app.add_routes([web.get("/v1/tier", self._status), web.post("/v1/reload", self._reload)])
+        app.add_routes(
+            [
+                web.get("/v1/summary", self._summary),
+                web.get("/v1/tier", self._status),
+                web.post("/v1/reload", self._reload),
+            ]
+        )
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         await web.SockSite(self._runner, self._unix.sock).start()
@@ -346,6 +367,9 @@ class Pages:
             body=generate_latest(self._registry),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
+
+    async def _summary(self, _: web.Request) -> web.Response:
+        return _json(self._supervisor.summary())
 
     async def _status(self, _: web.Request) -> web.Response:
         return _json(await self._supervisor.status())

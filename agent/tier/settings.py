@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from agent.config import kinds
+from agent.config import kinds, lists
 from agent.config import network_kinds as net
 from agent.config.document import Problem
 from agent.config.kinds import Kind, refuse, shown
 from agent.config.load import parse_document, read_text
 from agent.config.section import Section
+from agent.errors import ConfigError
 from agent.files import check_trusted
-from agent.model import Network
+from agent.model import AddressList, Network
 
 DEFAULT_FILE = Path("/etc/steelyard/tier.yaml")
 DEFAULT_FOLDER = Path("/run/steelyard/tier")
@@ -88,6 +89,9 @@ Proxies = Annotated[
     tuple[Network, ...],
     BeforeValidator(net.listed(net.clients, MOST_PROXIES, "prefixes")),
     Kind("list of prefixes"),
+]
+ProxyFiles = Annotated[
+    tuple[Path, ...], BeforeValidator(net.list_files), Kind("list of absolute paths")
 ]
 Sources = Annotated[
     tuple[Network, ...],
@@ -222,7 +226,12 @@ class Route(Section):
 class Behind(Section):
     """Proxies in front of the tier, and how they say who the client is. Others are not believed."""
 
-    prefixes: Proxies = Field(description="Where they are.")
+    prefixes: Proxies = Field((), description="Where they are.")
+    files: ProxyFiles = Field(
+        (),
+        description="Files with more of them, one on each line, as in the agent's `lists`. They "
+        "are read again when they change.",
+    )
     protocol: Annotated[ProxyProtocol, *kinds.choice(ProxyProtocol)] = Field(
         ProxyProtocol.PROXY, description="How they say it."
     )
@@ -326,6 +335,8 @@ def _rules(tier: Tier) -> Iterator[Problem]:
     ends = [
         (("routes", number, "engines"), each.engines) for number, each in enumerate(tier.routes)
     ]
+    if tier.behind is not None and not tier.behind.prefixes and not tier.behind.files:
+        yield Problem(("behind",), "it names no proxy", "give `prefixes`, or `files` with some")
     yield from _affinity_rules(tier)
     for path, end in ((("engines",), tier.engines), *ends):
         if end in tier.listen:
@@ -356,6 +367,25 @@ def _affinity_rules(tier: Tier) -> Iterator[Problem]:
             )
     if affinity.by is AffinityBy.KEY and tier.keys is None:
         yield Problem(("affinity", "by"), "the tier has no keys", "give `keys`, or by: prompt")
+
+
+def proxies_of(behind: Behind) -> tuple[Network, ...]:
+    """Return the prefixes of trusted proxies, from the tier's file and from others.
+
+    Raises ConfigError for a file that is wrong or that others may write, and if there are none.
+    """
+    for path in behind.files:
+        check_trusted(path)
+    found = lists.read(AddressList("behind", behind.prefixes, behind.files))
+    proxies: list[Network] = [IPv4Network(prefix) for prefix in found.of(4)]
+    proxies += [IPv6Network(prefix) for prefix in found.of(6)]
+    if not proxies:
+        raise ConfigError(
+            "these files name no proxy, so nobody could say who clients are",
+            where=", ".join(map(str, behind.files)),
+            remedy="put the prefixes of the proxies there, or remove `behind`",
+        )
+    return tuple(proxies)
 
 
 def engines_of(tier: Tier) -> tuple[tuple[str, int], ...]:

@@ -41,7 +41,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
     from rich.text import Text
 
     from agent.api.sentences import problems
-    from lbctl.views import fleet_facts, rates_line
+    from lbctl.views import fleet_facts, rates_line, tier_facts
 
     agent, plane = data["agent"], data["dataplane"]
     pairs: list[tuple[str, object]] = [
@@ -52,6 +52,7 @@ def _view(env: Environment, data: Mapping[str, Any]) -> list[object]:
         ("traffic", rates_line(data["rates"])),
         *_threats(data.get("threats", 0)),
         *_failover(data["failover"]),
+        *tier_facts(data.get("tier")),
         *fleet_facts(data.get("fleet")),
         ("flow table", _flow_table(plane["flow_table"])),
         *_nat(plane["nat_ports"]),

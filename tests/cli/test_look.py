@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lbctl.commands.events import local_time
+from lbctl.top import Answers, Kind, Place, Size, View, screen
 from lbctl.views import fleet_facts
 from tests.cli.conftest import refusal, service_view
 
@@ -227,6 +228,29 @@ def test_status_says_whether_it_balances(agent, run):
     agent.status["dataplane"] |= {"hook": "tc", "hook_reason": "native: no"}
     assert "hook        tc ingress: native: no\n" in run("status").out
     assert "(tc ingress, driver mlx5_core)" in run("status").out
+
+
+def test_status_and_top_say_what_the_tier_of_the_host_does(agent, run):
+    assert "tier" not in run("status").out
+    tier = {
+        "problems": [],
+        "load": {
+            "connections": 40, "current": 12, "queued": 3,
+            "requests_per_s": 50.0, "refused_per_s": 5.0, "failed_per_s": 0.0,
+        },
+    }  # fmt: skip
+    does = "40 connections, 50 requests/s, 5 refused/s, 12 at engines, 3 queued"
+    agent.status["tier"] = tier
+    assert f"tier        {does}\n" in run("status").out
+    answers = Answers(View(Kind.SERVICES), agent.status)
+    shown = [line.plain for line in screen(Place(), answers, Size(120, 30))]
+    assert f"tier: {does}" in shown
+    agent.status["tier"] = {"problems": ["HAProxy is not running"], "load": None}
+    out = run("status").out
+    assert "PROBLEM     the tier of this host: HAProxy is not running\n" in out
+    assert "tier        not known: lbctl tier status\n" in out
+    shown = [line.plain for line in screen(Place(), answers, Size(120, 30))]
+    assert "the tier of this host: HAProxy is not running" in shown
 
 
 def test_status_says_what_the_program_is_and_what_it_has(agent, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from agent.model import Forward
+from agent.tier.haproxy import program
 from lbctl.doctor import gather_tier
 from lbctl.lab import netns
 from lbctl.lab.topology import PORT
@@ -27,6 +29,7 @@ from tests.netns.tier import EVENTS, HOST, Engine, TierUnderTest, free_port, ser
 from tests.pki import client_context
 
 CHAT = 8001
+EDGE = Path(__file__).parents[2] / "deploy" / "edge"
 STREAMS = 40
 LONG = "x" * 1100  # longer than what is looked at of a prompt that is one text
 HUGE = "x" * 100_000  # longer than what HAProxy reads of a body
@@ -490,7 +493,9 @@ def test_the_balancer_chooses_a_server_for_each_request_and_sees_its_prompt(tmp_
     with site(name=f"st-tier-{os.getpid()}", backends=2, forward=Forward.FULLNAT) as lab:
         entering = netns.entering(lab.lab.node("client").namespace)
         web = f"{lab.lab.vips[0]}:80"
-        with tier(tmp_path, web, entering, metrics="off") as made:
+        # Beside the socket of the balancer's agent, as on a host that is both.
+        beside = lab.lab.socket(lab.balancer).parent / "tier"
+        with tier(tmp_path, web, entering, metrics="off", folder=str(beside)) as made:
             url = f"https://{HOST}:{made.port}/"
             done = lab.run(
                 "client", "curl", "-s", "--fail-early", "-w", "%{http_code} %{num_connects}\\n",
@@ -509,6 +514,18 @@ def test_the_balancer_chooses_a_server_for_each_request_and_sees_its_prompt(tmp_
             wait_until("the kernel has seen each prompt's answer",
                        lambda: sum(answered()) >= REQUESTS)  # fmt: skip
             assert all(answered()), "every server had some of one client's requests"
+            wait_until("the balancer's status shows the tier", lambda: known(lab)["load"])
+            assert known(lab)["problems"] == []
+            (made.certificates / "broken.pem").write_text("no certificate")
+            wait_until("it shows what is wrong with it", lambda: known(lab)["problems"])
+            assert "broken.pem" in known(lab)["problems"][0]
+            made.stop()
+            wait_until("no tier is left", lambda: known(lab)["load"] is None)
+
+
+def known(lab: Site) -> Any:
+    """The tier, as the agent of the balancer on its host shows it; nothing if there is none."""
+    return lab.get("/v1/status")["tier"] or {"load": None, "problems": []}
 
 
 def test_a_conversation_comes_back_to_the_engine_that_knows_it(tmp_path: Path):
@@ -645,10 +662,114 @@ def test_only_a_trusted_proxy_says_who_the_client_is(tmp_path: Path, engine: Eng
         wait_until("it is not trusted any more",
                    lambda: source_of(made.ask("/", X_Forwarded_For="203.0.113.9"))
                    == "127.0.0.1")  # fmt: skip
-        made.write(behind={"prefixes": ["127.0.0.0/8"]})
-        made.reload()
-        wait_until("the PROXY protocol is needed", lambda: curl(made) == "000")
-        assert curl(made, "--haproxy-protocol") == "200"
+
+
+@contextlib.contextmanager
+def haproxy_in_front(made: TierUnderTest) -> Iterator[int]:
+    """The example of an HAProxy that sends the PROXY protocol; its port on loopback."""
+    port, text = free_port(), (EDGE / "haproxy.cfg").read_text()
+    file = made.folder / "front.cfg"
+    file.write_text(
+        text.replace("bind :443", f"bind 127.0.0.1:{port}")
+        .replace("203.0.113.10:443", f"127.0.0.1:{made.port}")
+        .replace("maxconn 10000", "maxconn 100")
+    )
+    with serving(port, program(), "-db", "-f", str(file)):
+        yield port
+
+
+@contextlib.contextmanager
+def nginx_in_front(made: TierUnderTest) -> Iterator[int]:
+    """The example of an nginx that ends TLS and sends X-Forwarded-For; its port on loopback."""
+    port, text = free_port(), (EDGE / "nginx.conf").read_text()
+    pair = made.authority.issue("front", f"/CN={HOST}", f"subjectAltName=DNS:{HOST}")
+    for old, new in {
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "203.0.113.10:443": f"127.0.0.1:{made.port}",
+        "/etc/nginx/tls/chat.pem": str(pair.certificate),
+        "/etc/nginx/tls/chat.key": str(pair.key),
+        "/etc/ssl/certs/ca-certificates.crt": str(made.authority.certificate),
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = made.folder / "nginx.conf"
+    file.write_text(
+        f"pid {made.folder}/nginx.pid; error_log stderr; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {made.folder}/body;\n{text} }}\n"
+    )
+    with serving(port, "nginx", "-e", "stderr", "-c", str(file), "-g", "daemon off;"):
+        yield port
+
+
+@contextlib.contextmanager
+def serving(port: int, *command: str) -> Iterator[None]:
+    process = subprocess.Popen(command)
+
+    def accepts() -> bool:
+        assert process.poll() is None, command
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return True
+        return False
+
+    try:
+        wait_until("it serves", accepts)
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def through(made: TierUnderTest, port: int, **headers: str) -> str:
+    """The client that an engine sees, of one at 127.0.0.9 who connects to this port; empty if
+    there is no answer.
+    """
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60)
+    sock = socket.create_connection(("127.0.0.1", port), 60, ("127.0.0.9", 0))
+    try:
+        connection.sock = client_context(made.authority).wrap_socket(sock, server_hostname=HOST)
+        sent = {"Host": HOST} | {name.replace("_", "-"): text for name, text in headers.items()}
+        connection.request("GET", "/", headers=sent)
+        answer = connection.getresponse()
+        return source_of((answer.status, {}, json.loads(answer.read())))
+    except (ssl.SSLError, ConnectionError, http.client.HTTPException):
+        return ""
+    finally:
+        sock.close()
+        connection.close()
+
+
+def test_the_proxies_are_those_of_a_file_that_is_read_again(tmp_path: Path, engine: Engine):
+    """With a list as long as a large CDN's, and exchanged in the worker that runs."""
+    ours, theirs = tmp_path / "proxies.txt", tmp_path / "fresh.txt"
+    many = "".join(f"10.{n // 256}.{n % 256}.0/24\n" for n in range(3000))
+    ours.write_text(f"{many}127.0.0.0/8\n")
+    behind = {"files": [str(ours)], "protocol": "proxy"}
+    with tier(tmp_path, engine.at, behind=behind) as made, haproxy_in_front(made) as front:
+        assert through(made, front) == "127.0.0.9"
+        assert through(made, made.port) == "", "the protocol is needed"
+        workers = made.status()["reloads_total"]
+        theirs.write_text(many)
+        theirs.rename(ours)
+        wait_until("it is not trusted any more", lambda: through(made, front) == "")
+        assert through(made, made.port) == "127.0.0.9", "it needs no protocol"
+        theirs.write_text("")
+        theirs.rename(ours)
+        wait_until("what is wrong is named", lambda: made.status()["problems"])
+        assert "name no proxy" in made.status()["problems"][0]
+        assert through(made, made.port) == "127.0.0.9", "nothing has changed"
+        theirs.write_text("127.0.0.0/8\n")
+        theirs.rename(ours)
+        wait_until("it is trusted again", lambda: through(made, front) == "127.0.0.9")
+        assert made.status()["reloads_total"] == workers
+        assert made.status()["problems"] == []
+
+
+def test_an_nginx_in_front_says_who_the_client_is(tmp_path: Path, engine: Engine):
+    behind = {"prefixes": ["127.0.0.0/8"], "protocol": "forwarded-for"}
+    with tier(tmp_path, engine.at, behind=behind) as made, nginx_in_front(made) as front:
+        assert through(made, front) == "127.0.0.9"
+        assert through(made, front, X_Forwarded_For="203.0.113.9") == "127.0.0.9", "a lie"
 
 
 def test_plain_http_leads_to_https_and_a_cas_challenge_to_certbot(

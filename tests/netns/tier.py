@@ -115,10 +115,8 @@ class TierUnderTest:
     ``entering``: the command that takes what follows into a network namespace.
     """
 
-    def __init__(
-        self, folder: Path, engines: str, entering: Sequence[str] = (), **more: Any
-    ) -> None:
-        self.folder = folder
+    def __init__(self, at: Path, engines: str, entering: Sequence[str] = (), **more: Any) -> None:
+        self.folder = folder = at  # of all files
         self.entering = entering
         self.port = free_port()
         self.file = folder / "tier.yaml"
@@ -194,8 +192,13 @@ class TierUnderTest:
         return Client(self.socket).get("/v1/tier")
 
     @property
+    def run(self) -> Path:
+        """The folder of the sockets and of what HAProxy reads."""
+        return Path(self.document["folder"])
+
+    @property
     def socket(self) -> Path:
-        return self.folder / "run" / "tier.sock"
+        return self.run / "tier.sock"
 
     def reload(self) -> Any:
         return Client(self.socket, 60).post("/v1/reload")
@@ -211,7 +214,7 @@ class TierUnderTest:
     def haproxies(self) -> list[int]:
         """The processes of this tier's HAProxy."""
         found = subprocess.run(
-            ["pgrep", "-f", f"haproxy.*{self.folder}/run/haproxy.cfg"],
+            ["pgrep", "-f", f"haproxy.*{self.run}/haproxy.cfg"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         return [int(pid) for pid in found.stdout.split()]
@@ -266,16 +269,16 @@ class TierUnderTest:
 
 @contextlib.contextmanager
 def tier(
-    folder: Path, engines: str, entering: Sequence[str] = (), **more: Any
+    at: Path, engines: str, entering: Sequence[str] = (), **more: Any
 ) -> Iterator[TierUnderTest]:
-    """A tier that serves."""
-    made = TierUnderTest(folder, engines, entering, **more)
+    """A tier that serves, with its files at ``at``; ``more``: what its file says."""
+    made = TierUnderTest(at, engines, entering, **more)
     try:
         made.start()
         yield made
     finally:
         made.stop()
-        shutil.rmtree(folder / "run", ignore_errors=True)
+        shutil.rmtree(made.run, ignore_errors=True)
 
 
 def serial(made: TierUnderTest, host: str = HOST) -> int:

@@ -38,8 +38,8 @@ class Parts:
         self.core = mock.MagicMock(config=self.config)
         self.core.tasks.return_value = {}
         self.control, self.locks = mock.MagicMock(fleet=None), mock.MagicMock()
-        self.control.keep_saved = self.control.discovery.run = forever
-        self.control.reverting.run = forever
+        self.control.keep_saved = forever
+        self.control.tasks.return_value = {}
         self.control.reload = mock.AsyncMock()
         self.server, self.page, self.notifier = (mock.MagicMock() for _ in range(3))
         self.page.keep = forever

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.api.sentences import event_text, host_problems, membership, problems
+from agent.api.sentences import event_text, host_problems, membership, problems, tier_load
 
 QUIET: dict[str, Any] = {
     "agent": {"config_problem": "", "reconcile_problem": "", "unsaved_problem": ""},
@@ -94,6 +94,29 @@ def test_an_event_says_what_why_and_by_whom() -> None:
         "effect": "it gets more", "by": "root", "message": "faster now", "version": 7}}  # fmt: skip
     text = "change: weight 1 → 2; it gets more (version=7), by root: “faster now”"
     assert event_text(event) == text
+
+
+def test_what_is_wrong_with_the_tier_of_the_host_is_a_problem() -> None:
+    tier = {"problems": ["HAProxy is not running"], "load": None}
+    assert problems(QUIET | {"tier": tier}) == ["the tier of this host: HAProxy is not running"]
+    assert problems(QUIET | {"tier": tier | {"problems": []}}) == problems(QUIET | {"tier": None})
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "1 connection, 38 requests/s, 12 at engines"),
+        ({"refused_per_s": 2.0}, "1 connection, 38 requests/s, 2 refused/s, 12 at engines"),
+        ({"failed_per_s": 1.0, "queued": 1200, "connections": 5000},
+         "5,000 connections, 38 requests/s, 1 failed/s, 12 at engines, 1,200 queued"),
+    ],
+)  # fmt: skip
+def test_what_a_tier_does_is_one_line(changed: dict[str, Any], text: str) -> None:
+    load = {
+        "connections": 1, "current": 12, "queued": 0,
+        "requests_per_s": 38.0, "refused_per_s": 0.0, "failed_per_s": 0.0,
+    }  # fmt: skip
+    assert tier_load(load | changed) == text
 
 
 def test_a_balancer_that_does_not_follow_its_fleet_is_a_problem() -> None:

@@ -94,6 +94,7 @@ def test_status_has_the_keys_of_the_contract(snapshot):
         "events_last_hour": {"warning": 2, "error": 0},
         "failover": {"configured": False, "problem": "", "instances": [], "flow_sync": []},
         "fleet": None,
+        "tier": None,
     }
 
 

@@ -152,6 +152,20 @@ def test_a_balancer_that_does_not_follow_its_fleet_needs_you(script: Script):
     assert problem in words(script.view("needsView", body))
 
 
+def test_the_head_says_what_the_tier_of_the_host_does(script: Script):
+    body = told()
+    assert "tier" not in words(script.view("headView", body))
+    load = {
+        "connections": 1, "current": 12, "queued": 3,
+        "requests_per_s": 50.0, "refused_per_s": 5.0, "failed_per_s": 0.0,
+    }  # fmt: skip
+    body["status"]["tier"] = {"problems": [], "load": load}
+    does = "50 requests/s, 5/s refused, 12 at engines, 3 queued, 1 connection"
+    assert f"tier {does}" in words(script.view("headView", body))
+    body["status"]["tier"] = {"problems": ["HAProxy is not running"], "load": None}
+    assert "tier not known" in words(script.view("headView", body))
+
+
 def test_services_have_their_figures(script: Script):
     text = words(script.view("servicesView", told(), "", "", False))
     figures = "1/2 1/s 1/s of 2/s 8 8.2kB 12ms 250ms"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ SETTINGS: dict[str, list[Any]] = {
     "behind": [
         None,
         {"prefixes": ["10.0.0.0/8", "2001:db8::/32"]},
-        {"prefixes": ["192.0.2.1"], "protocol": "forwarded-for"},
+        {"files": ["/cdn.txt"], "protocol": "forwarded-for"},
     ],
     "client_certificates": [None, "required", "optional"],
     "default_certificate": [None, "site"],
@@ -69,7 +70,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     quoted.mkdir()
     (quoted / "revoked.pem").write_bytes(authority.revoked(pair).read_bytes())
     (quoted / "ca.pem").write_bytes(authority.certificate.read_bytes())
-    for name, entries in maps([Key("alice", "a" * 64, Limits(1, 0, None))]).items():
+    many = list(ip_network("10.0.0.0/8").subnets(new_prefix=18))
+    made_maps = maps([Key("alice", "a" * 64, Limits(1, 0, None))], many)
+    for name, entries in made_maps.items():
         made.of_map(name).write_text(map_text(entries))
     return made
 
@@ -131,7 +134,7 @@ def test_the_first_token_does_not_wait_for_the_next_ones(files: Files):
 
 
 def test_a_key_of_its_own_limits_is_in_their_maps():
-    found = maps([Key("a", "1" * 64, Limits(5, None, 0)), Key("b", "2" * 64)])
+    found = maps([Key("a", "1" * 64, Limits(5, None, 0)), Key("b", "2" * 64)], None)
     assert found == {
         "keys": {"1" * 64: "a", "2" * 64: "b"},
         "requests_per_minute": {"a": "5"},
