@@ -162,12 +162,31 @@ async def _connected(address: Address, port: int, line: Line) -> socket.socket:
     return end
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Notes when the certificate of the server expires. Where an answer is short, its connection
+    is given back before anybody can ask for it.
+    """
+
+    def __init__(self, line: Line, **options: Any) -> None:
+        super().__init__(**options)
+        self._line = line
+        self.note = ""
+
+    async def connect(self, *request: Any, **options: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(*request, **options)
+        if connection.transport is not None:
+            found = connection.transport.get_extra_info("peercert")
+            self.note = _certificate(self._line, found)
+        return connection
+
+
 @asynccontextmanager
 async def _session(
     line: Line, check: HealthCheck, address: Address, port: int
-) -> AsyncIterator[aiohttp.ClientSession]:
+) -> AsyncIterator[tuple[aiohttp.ClientSession, _Connector]]:
     """Make a session with a server, whose requests name only paths."""
-    connector = aiohttp.TCPConnector(
+    connector = _Connector(
+        line,
         force_close=True,
         limit=1,
         ssl=tls_context(check.verify_tls) if check.tls else False,
@@ -185,7 +204,7 @@ async def _session(
         headers={"User-Agent": USER_AGENT, "Accept": "*/*"} | named,
     ) as session:
         try:
-            yield session
+            yield session, connector
         except aiohttp.ClientConnectorCertificateError as error:
             raise error.certificate_error from error  # in the words of ssl, as for https
         except aiohttp.ClientConnectorSSLError as error:
@@ -217,7 +236,7 @@ async def _completion(check: HealthCheck, address: Address, port: int, line: Lin
     started = time.monotonic()
     # The certificate is for a name, and no name is resolved.
     name = check.host or str(address)
-    async with _session(line, check, address, port) as session:
+    async with _session(line, check, address, port) as (session, connector):
         model = check.model or await _first_model(session, name)
         is_chat = check.path.partition("?")[0].endswith("/chat/completions")
         asked: dict[str, object] = {"model": model, "max_tokens": 1, "temperature": 0}
@@ -236,7 +255,7 @@ async def _completion(check: HealthCheck, address: Address, port: int, line: Lin
         return False, f"HTTP {status} in {_milliseconds(started)} for a completion"
     if not _choices(body):
         return False, f"an answer without a completion in {_milliseconds(started)}"
-    return True, f"a token of {model} in {_milliseconds(started)}"
+    return True, f"a token of {model} in {_milliseconds(started)}{connector.note}"
 
 
 async def _first_model(session: aiohttp.ClientSession, name: str) -> str:

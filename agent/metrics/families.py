@@ -476,7 +476,7 @@ _BACKEND_FAMILIES = (
     Family(
         "steelyard_backend_certificate_expires_timestamp_seconds",
         Kind.GAUGE,
-        "When the certificate expires that the last https check accepted, in seconds since the "
+        "When the certificate expires that the last check over TLS accepted, in seconds since the "
         "epoch. Absent if none is verified.",
         _BACKEND,
         _certificates,

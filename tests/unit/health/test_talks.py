@@ -159,6 +159,8 @@ def test_an_engine_over_tls_is_asked_by_its_name(
     result = engine.checked(SECURE, tls)
     assert result.ok, result
     assert result.detail.startswith("a token of tiny in ")
+    assert "; its certificate expires in " in result.detail
+    assert result.certificate_until is not None
     assert {*names} == {"gpu.example"}
     assert {*engine.hosts} == {"gpu.example"}
     assert not engine.checked(replace(SECURE, host="other.example"), tls).ok
