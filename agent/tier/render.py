@@ -34,6 +34,7 @@ _CIPHERS = ":".join(
 _SUITES = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
 BUFFER_BYTES = 1 << 16  # what is read of a body for its model and tokens, less 1 KiB
 _MOST_CLIENTS = "1m"  # entries of the table of limits; the oldest go first
+_MOST_SOURCES = "200k"  # entries of the table of connections
 _MINUTE = "1m"
 PROXIES = "proxies"  # the map of the prefixes of trusted proxies
 
@@ -145,7 +146,7 @@ def rendered(tier: Tier, folder: Path, *, keeps_sessions: bool = True) -> str:
         *_defaults(tier),
         *_table(tier),
         *_frontend(tier, folder),
-        *_plain_http(tier),
+        *_plain_http(tier, folder),
         *(line for end in engines_of(tier) for line in _engines(tier, end, keeps_sessions)),
         *(line for refusal in Refusal for line in _refusing(refusal)),
     ]
@@ -200,12 +201,16 @@ def _table(tier: Tier) -> Iterator[str]:
         (f"http_req_rate({_MINUTE})", "conn_cur", "gpc(1)", f"gpc_rate(1,{_MINUTE})")
     )
 
+    yield "backend sources"
+    yield f"  stick-table type ipv6 size {_MOST_SOURCES} expire 10s store conn_cur"
+
 
 def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     yield "frontend tier"
     for end in tier.listen:
         yield f"  bind {_address(end)} ssl {_certificates(tier, folder)} alpn h2,http/1.1"
-    yield from _sources(tier, folder)
+    yield from _connections(tier, folder)
+    yield from _behind(tier, folder)
     yield "  http-request set-header X-Forwarded-For %[src]"
     yield "  http-request set-header X-Forwarded-Proto https"
     yield "  http-request del-header X-Client-Name"
@@ -220,11 +225,12 @@ def _frontend(tier: Tier, folder: Path) -> Iterator[str]:
     yield from _routed(tier, tier.engines, "")
 
 
-def _plain_http(tier: Tier) -> Iterator[str]:
+def _plain_http(tier: Tier, folder: Path) -> Iterator[str]:
     if tier.plain is None:
         return
     yield "frontend plain"
     yield from (f"  bind {_address(end)}" for end in tier.plain.listen)
+    yield from _connections(tier, folder)
     challenge = "{ path -m beg /.well-known/acme-challenge/ }"  # RFC 8555, section 8.3
     otherwise = "" if tier.plain.acme is None else f" unless {challenge}"
     yield f"  http-request redirect scheme https code 308{otherwise}"
@@ -256,15 +262,31 @@ def _plain(path: Path) -> str:
     return str(path).replace("'", "'\\''")
 
 
-def _sources(tier: Tier, folder: Path) -> Iterator[str]:
+def _trusted(folder: Path) -> str:
+    """Return whether a connection is of a trusted proxy.
+
+    They are in a map, because a line of HAProxy's has room for 64 words, and because maps are
+    exchanged without a new worker.
+    """
+    return f"{{ src,map_ip({folder}/{PROXIES}.map) -m found }}"
+
+
+def _connections(tier: Tier, folder: Path) -> Iterator[str]:
+    """Leave connections for others: who sends nothing keeps each for `head_timeout`."""
+    most = tier.source_connections or -(-tier.max_connections // 4)
+    others = f" unless {_trusted(folder)}" if tier.behind else ""
+    yield f"  tcp-request connection track-sc1 src,ipmask(32,64) table sources{others}"
+    yield f"  tcp-request connection reject if {{ sc1_conn_cur gt {most} }}"
+
+
+def _behind(tier: Tier, folder: Path) -> Iterator[str]:
+    """Let proxies say who the client is."""
     if tier.behind is None:
         return
-    # A map, because a line of HAProxy's has room for 64 words, and maps are exchanged in a worker.
-    trusted = f"if {{ src,map_ip({folder}/{PROXIES}.map) -m found }}"
     if tier.behind.protocol is ProxyProtocol.PROXY:
-        yield f"  tcp-request connection expect-proxy layer4 {trusted}"
+        yield f"  tcp-request connection expect-proxy layer4 if {_trusted(folder)}"
     else:
-        yield f"  http-request set-src req.hdr_ip(x-forwarded-for,-1) {trusted}"
+        yield f"  http-request set-src req.hdr_ip(x-forwarded-for,-1) if {_trusted(folder)}"
 
 
 def _identity(tier: Tier, folder: Path) -> Iterator[str]:

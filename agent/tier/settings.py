@@ -296,6 +296,11 @@ class Tier(Section):
         1800.0, description="How long neither side may send anything while a request is answered."
     )
     max_connections: Streams = Field(20_000, description="Clients' connections at once.")
+    source_connections: Streams | None = Field(
+        None,
+        description="Connections of one address (IPv6: its /64) at once; proxies of `behind` may "
+        "have more. Default: a quarter of `max_connections`.",
+    )
     metrics: net.Listen = Field(
         ("127.0.0.1", 9121), description="Where Prometheus gets the metrics: `address:port`."
     )

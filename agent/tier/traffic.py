@@ -39,6 +39,7 @@ def read(rows: Rows, engines: Iterable[tuple[str, int]]) -> Reading:
     """Return what the rows of ``show stat`` say."""
     found = {(row["pxname"], row["svname"]): row for row in rows}
     front = found.get(("tier", "FRONTEND"), {})
+    plain = found.get(("plain", "FRONTEND"), {})
     counts = {
         ("connections", ""): _number(front, "conn_tot"),
         ("handshakes", "full"): _number(front, "ssl_sess") - _number(front, "ssl_reused_sess"),
@@ -47,6 +48,7 @@ def read(rows: Rows, engines: Iterable[tuple[str, int]]) -> Reading:
         ("received_bytes", ""): _number(front, "bin"),
         ("sent_bytes", ""): _number(front, "bout"),
         **{("answers", each): _number(front, f"hrsp_{each}") for each in STATUSES},
+        ("refused", "connections"): _number(front, "dcon") + _number(plain, "dcon"),
         **{
             ("refused", each.value): _number(found.get((refused_by(each), "BACKEND"), {}), "stot")
             for each in Refusal
@@ -107,7 +109,7 @@ _COUNTERS = (
     ("received_bytes", "", "Bytes of requests."),
     ("sent_bytes", "", "Bytes of answers."),
     ("answers", "status", "Answers by class of status, refusals included."),
-    ("refused", "why", "Requests that were refused, by reason."),
+    ("refused", "why", "Requests that were refused, by reason, and connections."),
     ("requests", "engines", "Requests to the engines of a VIP."),
     ("failed", "engines", "Connections and answers of engines that failed."),
 )

@@ -650,6 +650,27 @@ def asked(connect: Callable[[ssl.SSLContext], Any], context: ssl.SSLContext) -> 
     connection.getresponse()
 
 
+def test_a_slow_attacker_leaves_connections_for_others(tmp_path: Path, engine: Engine):
+    """Slowloris at the port of TLS and at that of plain HTTP; it goes on until it is stopped."""
+    port = free_port()
+    more = {"max_connections": 200, "limits": {"head_timeout": "5m"},
+            "plain": {"listen": [f"127.0.0.1:{port}"]}}  # fmt: skip
+    with tier(tmp_path, engine.at, **more) as made, contextlib.ExitStack() as attacks:
+        for url in (f"https://127.0.0.1:{made.port}/", f"http://127.0.0.1:{port}/"):
+            slow = ("slowhttptest", "-H", "-c", "300", "-r", "300", "-i", "10", "-l", "3600", "-u")
+            attack = subprocess.Popen([*slow, url], stdout=subprocess.DEVNULL)
+            attacks.callback(attack.wait, 60)
+            attacks.callback(attack.kill)
+
+        def refused() -> int:
+            return int(made.status()["refused_total"]["connections"])
+
+        wait_until("it has all that one address may have", lambda: refused() > 200)
+        assert made.status()["connections"] <= 50, "a quarter of all"
+        for _ in range(10):
+            assert through(made, made.port) == "127.0.0.9"
+
+
 def test_only_a_trusted_proxy_says_who_the_client_is(tmp_path: Path, engine: Engine):
     with tier(
         tmp_path, engine.at, behind={"prefixes": ["127.0.0.0/8"], "protocol": "forwarded-for"}

@@ -53,6 +53,7 @@ SETTINGS: dict[str, list[Any]] = {
         {"prefixes": ["10.0.0.0/8", "2001:db8::/32"]},
         {"files": ["/cdn.txt"], "protocol": "forwarded-for"},
     ],
+    "source_connections": [None, 1],
     "client_certificates": [None, "required", "optional"],
     "default_certificate": [None, "site"],
 }  # fmt: skip
