@@ -74,6 +74,7 @@ AUDIT_S = 30.0
 SWEEP_EVERY = 10  # surveys
 SURVEY_SHARE = 20  # surveys take at most one in so many seconds of a CPU's time
 FIRST_CHECKS_S = 3.0
+SPEEDS_TOLD_S = 5.0
 ADOPTED_HOP_S = 10.0  # for neighbours that the kernel forgot while the agent was away
 
 
@@ -172,6 +173,7 @@ class Core:
             self._is_complete,
             lambda: self.guarding.blocks,
             self._blocked_elsewhere,
+            lambda speeds: self.weigher.hear(speeds, time.monotonic()),
         )
         ownership = Ownership(self.pair.serves, self.pair.others)
         self._resetter = Resetter(self.dataplane, ownership)
@@ -209,9 +211,20 @@ class Core:
                     "threats": self.detecting.run(lambda: self.now.situation),
                     "waiting clients": self._holding.run(self._seen),
                     "companions": self.companions.run(),
+                    "speeds": self._tell_speeds(),
                 }
             ).items()
         }
+
+    async def _tell_speeds(self) -> None:
+        """Tell the other balancers what was learned, for ever: who takes over balances, and gives
+        clients their homes, as this one does.
+        """
+        while True:
+            await asyncio.sleep(SPEEDS_TOLD_S)
+            for speeds in self.weigher.speeds():
+                self.pair.tell_speeds(speeds)
+                await asyncio.sleep(0)  # thousands of backends take a while
 
     def _seen(self) -> tuple[Situation, TableContents]:
         return self.now.situation, self.now.contents

@@ -34,6 +34,7 @@ class Kind(enum.IntEnum):
     BYE = 10  # the sender stops
     RESYNC = 11  # send everything again: ids that meant nothing to the sender before now do
     BLOCKS = 12  # blocks of sources, new and lifted; only for peers that say that they take them
+    SPEEDS = 13  # what was learned of backends' speeds; likewise
 
 
 DATA = frozenset((Kind.IDENTITIES, Kind.FULL_BEGIN, Kind.RECORDS, Kind.FULL_END))
@@ -41,6 +42,7 @@ _MOST_BYTES = {
     Kind.IDENTITIES: IDENTITIES_BYTES,
     Kind.RECORDS: RECORDS_BYTES,
     Kind.BLOCKS: 8 * 2**20,  # 4,096 blocks with the longest reasons
+    Kind.SPEEDS: 2**20,
 }
 
 

@@ -31,10 +31,12 @@ from agent.flowsync.sockets import Streams
 from agent.flowsync.tally import Tally
 from agent.logs import get_logger
 from agent.state.blocks import Blocks
+from agent.weights.speeds import Speeds
 
 log = get_logger()
 
 _BLOCKS = 4096  # in a frame
+_SPEEDS = 1000  # likewise
 _MOST_ASKS = 8  # requests of a peer that are served at the same time
 _CLOCKS = 20  # heartbeats from which the difference to the peer's clock is estimated
 
@@ -65,7 +67,8 @@ class Callbacks:
     ``take`` and ``give`` serve the peer's requests and raise SteelyardError if they are not done.
     ``presence`` returns what the peer is to know about this node. ``heard`` is called after each
     heartbeat of the peer. ``blocks`` returns all blocks of sources that are known here, and
-    ``blocked`` is called with those that the peer sends.
+    ``blocked`` is called with those that the peer sends. ``sped`` is called with what the peer has
+    learned of backends' speeds.
     """
 
     take: Callback
@@ -74,6 +77,7 @@ class Callbacks:
     heard: Callable[[], None] = field(default=lambda: None)
     blocks: Callable[[], Blocks] = field(default=dict)
     blocked: Callable[[Blocks], None] = field(default=lambda _blocks: None)
+    sped: Callable[[Speeds], None] = field(default=lambda _speeds: None)
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -205,6 +209,12 @@ class Link:
             self._out.write(Kind.BLOCKS, messages.pack_blocks(dict(some)))
         return True
 
+    def tell_speeds(self, speeds: Speeds) -> None:
+        """Send what was learned of backends' speeds to the peer, if it takes that."""
+        if self._heartbeat is not None and self._heartbeat.takes_speeds:
+            for some in batched(speeds.items(), _SPEEDS):
+                self._out.write(Kind.SPEEDS, messages.pack_speeds(dict(some)))
+
     async def flush(self) -> int:
         """Send everything that the peer does not know, wait until it has it, and return the number
         of flows. Ended if the stream ends before.
@@ -251,6 +261,8 @@ class Link:
             self._hear(messages.unpack_heartbeat(payload))
         elif kind is Kind.BLOCKS:
             self._callbacks.blocked(messages.unpack_blocks(payload))
+        elif kind is Kind.SPEEDS:
+            self._callbacks.sped(messages.unpack_speeds(payload))
         elif kind is Kind.RESYNC:
             self._out.resync()
         elif kind is Kind.ANSWER:
@@ -314,6 +326,7 @@ class Link:
                 present.takes_at,
                 takes_blocks=True,
                 audit_head=present.audit_head,
+                takes_speeds=True,
             )
             self._out.write(Kind.HEARTBEAT, messages.pack(beat))
             with contextlib.suppress(TimeoutError):

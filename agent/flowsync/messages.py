@@ -13,7 +13,9 @@ from agent.failover.model import Method, Role
 from agent.failover.syncstatus import RouterReport
 from agent.flowsync.framing import Fault, FrameError, Kind, most_bytes
 from agent.flowsync.handshake import printable
+from agent.model import BackendRef
 from agent.state.blocks import Blocks, from_json, to_json
+from agent.weights.speeds import LEAST, MOST, Learned, Speeds
 
 _LONGEST_TEXT = 1000
 _MOST_REASONS = 32
@@ -43,8 +45,8 @@ class Heartbeat:
     does not announce them. ``routers``: the state of its virtual routers ``routers_age_s`` before
     this was sent; None: likewise, or the sender does not know it. ``takes_at``: the port at which
     it takes packets of flows that the receiver does not know; 0: it takes none, or its version does
-    not announce it. ``takes_blocks``: whether it takes BLOCKS frames. ``audit_head``: the head of
-    the sender's audit log, ``NUMBER:HASH``; empty: unknown.
+    not announce it. ``takes_blocks`` and ``takes_speeds``: whether it takes BLOCKS and SPEEDS
+    frames. ``audit_head``: the head of the sender's audit log, ``NUMBER:HASH``; empty: unknown.
     """
 
     sent_s: float
@@ -57,6 +59,7 @@ class Heartbeat:
     takes_at: int = 0
     takes_blocks: bool = False
     audit_head: str = ""
+    takes_speeds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ def unpack_heartbeat(payload: bytes) -> Heartbeat:
             _count(fields.get("takes_at", 0)),
             fields.get("takes_blocks") is True,
             _head(fields.get("audit_head")),
+            fields.get("takes_speeds") is True,
         )
 
     return _read(payload, read)
@@ -158,6 +162,35 @@ def unpack_blocks(payload: bytes) -> Blocks:
         }
 
     return _read(payload, read)
+
+
+def pack_speeds(speeds: Speeds) -> bytes:
+    """Return what was learned as the payload of a frame."""
+    found = [
+        [ref.service, ref.backend, one.weight_share, one.bytes_per_connection]
+        for ref, one in speeds.items()
+    ]
+    return json.dumps({"speeds": found}).encode()
+
+
+def unpack_speeds(payload: bytes) -> Speeds:
+    """Return what a peer has learned."""
+
+    def read(fields: Mapping[str, Any]) -> Speeds:
+        return {
+            BackendRef(str(service), str(backend)): Learned(
+                min(max(_time(share), LEAST), MOST), None if worth is None else _worth(worth), 0.0
+            )
+            for service, backend, share, worth, *_ in fields["speeds"]
+        }
+
+    return _read(payload, read)
+
+
+def _worth(value: Any) -> int:
+    if not 0 < _count(value) < 2**32:
+        raise ValueError("no bytes per connection")
+    return int(value)
 
 
 def _read[T](payload: bytes, read: Callable[[Mapping[str, Any]], T]) -> T:

@@ -26,6 +26,7 @@ from agent.flowsync.link import Callback, Callbacks, Ended, Presence
 from agent.flowsync.peer import Peer
 from agent.logs import get_logger
 from agent.state.blocks import Blocks
+from agent.weights.speeds import Speeds
 
 log = get_logger()
 
@@ -61,7 +62,7 @@ class FlowSync:
     become master; both return an answer in words, or raise SteelyardError. ``presence`` returns
     what this node announces to its peers, and ``heard`` is called after each heartbeat of a peer.
     ``blocks`` returns all blocks of sources that are known here; ``blocked`` is called with those
-    that a peer sends.
+    that a peer sends, and ``sped`` with what a peer has learned of backends' speeds.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FlowSync:
         heard: Callable[[], None] = lambda: None,
         blocks: Callable[[], Blocks] = dict,
         blocked: Callable[[Blocks], None] = lambda _blocks: None,
+        sped: Callable[[Speeds], None] = lambda _speeds: None,
     ) -> None:
         self.problem = ""  # why peers cannot connect to us, or empty
         self.strangers: Counter[str] = Counter()  # connections refused without a handshake
@@ -85,7 +87,7 @@ class FlowSync:
         self._flows = flows
         self._on_take, self._on_give = on_take, on_give
         self._presence, self._heard = presence, heard
-        self._blocks, self._blocked = blocks, blocked
+        self._blocks, self._blocked, self._sped = blocks, blocked, sped
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -145,6 +147,12 @@ class FlowSync:
         """Send these blocks to every connected peer; return how many peers take them."""
         links = (peer.link for peer in self._peers.values())
         return sum(link.tell_blocks(blocks) for link in links if link is not None)
+
+    def tell_speeds(self, speeds: Speeds) -> None:
+        """Send what was learned of backends' speeds to every connected peer."""
+        for peer in self._peers.values():
+            if peer.link is not None:
+                peer.link.tell_speeds(speeds)
 
     def name(self, slots: SlotNumbers) -> None:
         """Send the new flows in these slots to every connected peer at once."""
@@ -240,7 +248,13 @@ class FlowSync:
                 continue
             on_give = partial(self._on_give, asker=address)
             callbacks = Callbacks(
-                self._on_take, on_give, self._presence, self._heard, self._blocks, self._blocked
+                self._on_take,
+                on_give,
+                self._presence,
+                self._heard,
+                self._blocks,
+                self._blocked,
+                self._sped,
             )
             peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer

@@ -57,6 +57,7 @@ from agent.state.blocks import Blocks
 from agent.state.moves import Lacking, Moved, MoveOrder, MoveVerb
 from agent.state.snapshot import FailoverView
 from agent.state.tables import TableContents
+from agent.weights.speeds import Speeds
 
 log = get_logger()
 
@@ -70,8 +71,8 @@ class Pair:
 
     ``word`` returns the agent's own part of the heartbeat to the failover process. ``contents``
     returns what the tables hold now, ``hop_of`` the next hop to an address, and ``complete``
-    whether the tables have all backends that the checks have found. ``blocks`` and ``blocked`` are
-    passed to ``FlowSync``.
+    whether the tables have all backends that the checks have found. ``blocks``, ``blocked`` and
+    ``sped`` are passed to ``FlowSync``.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pair:
         complete: Callable[[], bool] = lambda: True,
         blocks: Callable[[], Blocks] = dict,
         blocked: Callable[[Blocks], None] = lambda _blocks: None,
+        sped: Callable[[Speeds], None] = lambda _speeds: None,
     ) -> None:
         self._complete = complete
         # While it is held, the packet path takes no new flows.
@@ -127,8 +129,10 @@ class Pair:
             self._heard,
             blocks,
             blocked,
+            sped,
         )
         self.tell_blocks = self._sync.tell_blocks
+        self.tell_speeds = self._sync.tell_speeds
         self.audit_heads = self._sync.audit_heads
         self.audit_head: Callable[[], str] = str  # of this node, as it is announced to the others
         self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)

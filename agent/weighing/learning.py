@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from agent.state.loads import counts_waiting, learns_speed
 from agent.weighing.homes import Homes
 from agent.weights.learn import UNKNOWN, Estimate, Learner, Samples, learn
 from agent.weights.score import is_scored
-from agent.weights.speeds import LEAST, MOST, Learned, advance, speeds
+from agent.weights.speeds import LEAST, MOST, Learned, Speeds, advance, speeds
 
 log = get_logger()
 
 MOVE_EVERY_S = 3.0
-ADOPTED_S = 30.0  # how long the values found in the tables at a restart hold without samples
+# How long the values found in the tables at a restart, or told by another balancer, hold without
+# samples.
+ADOPTED_S = 30.0
 USUAL_REQUEST_BYTES = 5000.0  # 1,000 tokens
 SIZES_REMEMBERED = 256  # requests over which the usual size is averaged
 AS_CONFIGURED = Learned(1.0, None, 0.0)
@@ -58,6 +60,7 @@ class Learning:
         self._request_bytes: dict[str, float] = {}
         self._adopted: dict[BackendRef, Learned] = {}
         self._adopted_until = 0.0
+        self._heard: dict[BackendRef, tuple[Learned, float]] = {}  # from another balancer, and when
 
     def place(self, config: Config, ids: Identities) -> None:
         """Note after a pass where the samples of each backend are. A backend with another id starts
@@ -89,6 +92,7 @@ class Learning:
             (tracked.read for tracked in all_tracked), np.int64, len(all_tracked)
         )
         self._awake = {ref for ref, tracked in self._tracked.items() if not tracked.at_rest}
+        self._heard = {ref: heard for ref, heard in self._heard.items() if ref in self._tracked}
 
     def see(self, changed: Iterable[Service]) -> None:
         """Take over services whose weights have changed, but not their places in the tables."""
@@ -103,6 +107,27 @@ class Learning:
                 if backend.weight and weights.get(ref):
                     share = min(max(weights[ref] / backend.weight, LEAST), MOST)
                     self._adopted[ref] = Learned(share, None, 0.0)
+
+    def hear(self, speeds: Speeds, now: float) -> None:
+        """Take what another balancer has learned. It holds where there are no samples here, as on
+        a balancer that waits to take over; then both have the same rings.
+        """
+        known = {
+            ref: (replace(one, confidence=0.0), now)  # it is hearsay
+            for ref, one in speeds.items()
+            if ref in self._tracked
+        }
+        self._heard |= known
+        self._awake |= known.keys()
+
+    def speeds(self) -> Iterator[Speeds]:
+        """Return what was learned from samples here, service by service."""
+        found: dict[str, dict[BackendRef, Learned]] = {}
+        for ref in self._awake:
+            tracked = self._tracked[ref]
+            if tracked.learned.confidence > 0 and ref.service in self._services:
+                found.setdefault(ref.service, {})[ref] = tracked.learned
+        yield from found.values()
 
     def request_bytes(self, service: str) -> float:
         """Return the size of a service's usual request."""
@@ -187,17 +212,15 @@ class Learning:
     def _move_one(self, ref: BackendRef, target: Learned, configured: int, now: float) -> None:
         tracked = self._tracked[ref]
         before = tracked.learned
-        if not target.confidence and now < self._adopted_until:
-            return
-        share = advance(before.weight_share, target.weight_share, target.confidence)
-        worth = advance(
-            before.bytes_per_connection or configured,
-            target.bytes_per_connection or configured,
-            target.confidence,
-        )
-        tracked.learned = Learned(
-            share, round(worth) if worth != configured else None, target.confidence
-        )
+        heard, heard_at = self._heard.get(ref, (AS_CONFIGURED, -ADOPTED_S))
+        of = "samples"
+        if target.confidence:
+            tracked.learned = _towards(target, before, configured)
+        elif now - heard_at < ADOPTED_S:
+            tracked.learned, of = heard, "another balancer"
+        elif now >= self._adopted_until:
+            tracked.learned = _towards(target, before, configured)
+        share = tracked.learned.weight_share
         if share != before.weight_share:
             log.info(
                 "learned speed",
@@ -205,6 +228,7 @@ class Learning:
                 old=round(before.weight_share, 2),
                 new=round(share, 2),
                 confidence=round(target.confidence, 2),
+                of=of,
             )
 
     def _count(self, ident: int) -> int:
@@ -229,6 +253,17 @@ class Learning:
             seconds=rows["us"] / 1e6,
         )
         return samples, sources[is_whole]
+
+
+def _towards(target: Learned, before: Learned, configured: int) -> Learned:
+    """Return the next step from what held before to what was found."""
+    share = advance(before.weight_share, target.weight_share, target.confidence)
+    worth = advance(
+        before.bytes_per_connection or configured,
+        target.bytes_per_connection or configured,
+        target.confidence,
+    )
+    return Learned(share, round(worth) if worth != configured else None, target.confidence)
 
 
 def _reads_samples(service: Service) -> bool:

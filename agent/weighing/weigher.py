@@ -4,7 +4,7 @@ and how fast they turn out to be. It gives the passes the influences on weights 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from agent.weighing.reports import Heard, Reports, asks
 from agent.weighing.scores import Scores
 from agent.weights import influence, score
 from agent.weights.influence import NOTHING, Influence, Verdict
-from agent.weights.speeds import advance
+from agent.weights.speeds import Speeds, advance
 
 CAPACITY_EVERY_S = 10.0
 # A GPU that needed a reset may have brought its host's exporter down with it, so the last report
@@ -59,6 +59,14 @@ class Weigher:
     def adopt(self, config: Config, weights: Mapping[BackendRef, int], now: float) -> None:
         """Use what the last agent had found, after a restart, until there are new samples."""
         self._learning.adopt(config, weights, now)
+
+    def hear(self, speeds: Speeds, now: float) -> None:
+        """Use what another balancer has learned, where there are no samples here."""
+        self._learning.hear(speeds, now)
+
+    def speeds(self) -> Iterator[Speeds]:
+        """Return what was learned here, service by service."""
+        return self._learning.speeds()
 
     def aim(self, config: Config, now: float) -> None:
         """Weigh exactly the configured backends from now on."""

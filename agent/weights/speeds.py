@@ -32,6 +32,9 @@ class Learned:
     confidence: float
 
 
+type Speeds = Mapping[BackendRef, Learned]
+
+
 def speeds(
     estimates: Mapping[BackendRef, Estimate],
     weights: Mapping[BackendRef, int],

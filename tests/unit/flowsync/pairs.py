@@ -18,6 +18,7 @@ from agent.flowsync.flows import Installed, Look
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
 from agent.state.blocks import Blocks
+from agent.weights.speeds import Speeds
 
 SECRET = b"a secret of the two balancers"
 LOW, HIGH = ip_address("127.0.0.1"), ip_address("127.0.0.2")
@@ -140,6 +141,7 @@ class Node:
     heard: Callable[[], None] = lambda: None
     blocks: Blocks = field(default_factory=dict)
     blocked: list[Blocks] = field(default_factory=list)  # what the other has told
+    sped: list[Speeds] = field(default_factory=list)  # likewise
     sync: FlowSync | None = None
     task: asyncio.Task[None] | None = None
 
@@ -155,6 +157,7 @@ class Node:
             lambda: self.heard(),
             lambda: self.blocks,
             self.blocked.append,
+            self.sped.append,
         )
         (work,) = self.sync.tasks().values()
         self.task = asyncio.create_task(work)

@@ -13,6 +13,8 @@ from agent.failover.model import Method, Role
 from agent.flowsync import messages
 from agent.flowsync.framing import Fault, FrameError, Kind, Sealer, most_bytes
 from agent.flowsync.messages import Ack, Answer, Ask, Heartbeat
+from agent.model import BackendRef
+from agent.weights.speeds import Learned
 from tests.unit.failover.samples import WORD
 
 OTHER = replace(WORD, method=Method.ANNOUNCE, role=Role.FAULT, family=0, well=False, vouched=True)
@@ -21,6 +23,7 @@ SAMPLES: list[tuple[Any, Callable[[bytes], Any]]] = [
     (Heartbeat(1.5, None, 0.0, None), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.125, 3.5, takes_blocks=True), messages.unpack_heartbeat),
+    (Heartbeat(1.5, 0.25, 0.125, 3.5, takes_speeds=True), messages.unpack_heartbeat),
     (Heartbeat(1.5, 0.25, 0.1, 3.5, audit_head=f"7:{'a' * 64}"), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ()), messages.unpack_heartbeat),
     (Heartbeat(1.5, None, 0.0, None, ("api", "web")), messages.unpack_heartbeat),
@@ -132,3 +135,30 @@ def test_of_blocks_only_text_is_shown() -> None:
     (block,) = messages.unpack_blocks(json.dumps({"blocks": [row]}).encode()).values()
     assert block.why.isprintable()
     assert len(block.why) <= 1000
+
+
+SPEEDS = {
+    BackendRef("chat", "gpu-1"): Learned(0.8123456789, 320, 0.0),
+    BackendRef("chat", "gpu-2"): Learned(4.0, None, 0.0),
+}
+
+
+def test_what_was_learned_comes_back_exactly() -> None:
+    assert messages.unpack_speeds(messages.pack_speeds(SPEEDS)) == SPEEDS
+
+
+def test_what_was_learned_is_within_bounds_and_later_versions_may_say_more() -> None:
+    rows = [["chat", "a", 1e9, None, "new"], ["chat", "b", -1, 1]]
+    found = messages.unpack_speeds(json.dumps({"speeds": rows}).encode())
+    assert [one.weight_share for one in found.values()] == [4.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b'{"speeds": 1}', b'{"speeds": [[]]}', b'{"speeds": [["a", "b", "1", null]]}',
+     b'{"speeds": [["a", "b", NaN, null]]}', b'{"speeds": [["a", "b", 1, 0]]}',
+     b'{"speeds": [["a", "b", 1, -5]]}', b'{"speeds": [["a", "b", 1, 1.5]]}'],
+)  # fmt: skip
+def test_speeds_that_make_no_sense_end_the_stream(payload: bytes) -> None:
+    with pytest.raises(FrameError):
+        messages.unpack_speeds(payload)

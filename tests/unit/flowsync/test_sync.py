@@ -17,7 +17,9 @@ from agent.failover.syncstatus import LinkState
 from agent.flowsync.flows import Look
 from agent.flowsync.link import Presence
 from agent.flowsync.sync import FlowSync
+from agent.model import BackendRef
 from agent.state.blocks import Block
+from agent.weights.speeds import Learned
 from tests.unit.failover.samples import WORD
 from tests.unit.flowsync.pairs import HIGH, LOW, Node, nodes, running, until
 
@@ -598,5 +600,24 @@ def test_more_blocks_than_a_frame_holds_are_all_told() -> None:
             await until("told", lambda: sum(map(len, two.blocked)) == 10_000)
             assert len(two.blocked) == 3
             assert {k: v for told in two.blocked for k, v in told.items()} == one.blocks
+
+    asyncio.run(run())
+
+
+def test_what_was_learned_is_told_in_frames_of_any_number() -> None:
+    async def run() -> None:
+        one, two = nodes()
+        many = {BackendRef("chat", f"gpu-{n}"): Learned(1 + n / 2000, None, 0.0)
+                for n in range(2500)}  # fmt: skip
+        async with running(one, two):
+            await until("connected", lambda: one.is_connected)
+
+            def is_told() -> bool:
+                one.sync.tell_speeds(many)  # until the other has said that it takes it
+                return bool(two.sped)
+
+            await until("told", is_told)
+            await until("all of it", lambda: {k: v for t in two.sped for k, v in t.items()} == many)
+            assert one.sped == []
 
     asyncio.run(run())

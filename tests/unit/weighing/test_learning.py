@@ -325,3 +325,72 @@ def test_weights_that_somebody_else_may_have_lowered_are_not_taken_for_learned(f
     assert world.learning.learned(B_REF).weight_share == expected
     world.place()
     assert world.learning.learned(B_REF).weight_share == expected
+
+
+# -- what another balancer has learned
+
+
+def taught(**fields: object) -> tuple[Here, Here]:
+    """A balancer that has learned, and one without samples that has just heard of it, at 60 s."""
+    one, other = here(), here(**fields)
+    serve(one, 60, slow=2.0)
+    for speeds in one.learning.speeds():
+        other.learning.hear(speeds, 60.0)
+    other.learning.sample(BOTH, 60.0)
+    return one, other
+
+
+def shares(world: Here) -> list[float]:
+    return [world.learning.learned(ref).weight_share for ref in BOTH]
+
+
+def test_without_samples_it_weighs_as_the_balancer_that_has_some():
+    one, other = taught()
+    assert shares(one)[0] > 1.1 > 0.9 > shares(one)[1]
+    assert shares(other) == shares(one), "exactly, so that both have the same rings"
+    assert other.learning.learned(A_REF).confidence == 0
+    assert list(other.learning.speeds()) == [], "what was heard is not told"
+
+
+def test_what_is_heard_no_more_holds_for_a_while_and_is_given_up_in_steps():
+    one, other = taught()
+    other.learning.sample(BOTH, 59.0 + ADOPTED_S)
+    assert shares(other) == shares(one)
+    found = []
+    for n in range(10):
+        other.learning.sample(BOTH, 60.0 + ADOPTED_S + (n + 1) * MOVE_EVERY_S)
+        found.append(shares(other)[1])
+    assert shares(one)[1] < found[0] < 1.0
+    assert found[-1] == 1.0
+    assert not {*other.learning.moved}
+
+
+def test_own_samples_count_more_than_what_others_say():
+    one, other = here(), here()
+    serve(one, 60, slow=4.0)
+    serve(other, 60, slow=1.0)
+    for speeds in one.learning.speeds():
+        other.learning.hear(speeds, 60.0)
+    serve(other, 10, slow=1.0, at=60.0)
+    assert shares(other) == [1.0, 1.0]
+
+
+def test_who_takes_over_goes_on_from_what_was_heard():
+    _, other = taught()
+    heard = shares(other)
+    serve(other, 4, slow=2.0, at=60.0)
+    assert all(share == pytest.approx(before, rel=0.26)
+               for share, before in zip(shares(other), heard, strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [{"learn_speed": False}, {"scheduler": Scheduler.MAGLEV}])
+def test_who_does_not_learn_hears_nothing(fields: dict):
+    _, other = taught(**fields)
+    assert shares(other) == [1.0, 1.0]
+
+
+def test_backends_that_are_not_here_are_nobodys():
+    world = here()
+    world.learning.hear({BackendRef("web", "z"): AS_CONFIGURED}, 1.0)
+    world.learning.sample(BOTH, 10.0)
+    assert shares(world) == [1.0, 1.0]
