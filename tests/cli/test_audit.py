@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -311,3 +313,9 @@ def test_strict_fails_if_a_rule_of_the_chosen_practices_is_broken(audited):
     assert other.code == 0
     assert "Network latency\n" in other.out
     assert "Security" not in other.out
+
+
+def test_the_example_of_the_documentation_has_as_many_rules():
+    page = Path(__file__).parents[2] / "docs" / "observe.md"
+    (line,) = re.findall(r"^\d+ rules kept, .* unknown$", page.read_text(), re.MULTILINE)
+    assert sum(map(int, re.findall(r"\d+", line))) == len(RULES)
