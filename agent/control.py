@@ -247,14 +247,18 @@ class AgentControl:
             confirm = "lbctl apply --yes" if asks else ""
             running = self._core.config
             base = apply_edits(self._base, list(layers.written(running, edits, self._found)))
+            act = Act("edit", author)
+            if dry_run:
+                return await self._change(base, dry_run, confirm, act, trial)
+            before = self.reverting.pending
+            after = await self.reverting.begin(running, edits, for_s)
             try:
-                made = await self._change(base, dry_run, confirm, Act("edit", author), trial)
+                made = await self._change(base, dry_run, confirm, act, trial)
             except SteelyardError:
-                if self._base is base:  # the kernel refused it, but it is kept and tried again
-                    await self.reverting.changed(running, edits, for_s)
+                # What the kernel refused is kept, and tried again.
+                await self.reverting.settle(after if self._base is base else before)
                 raise
-            if not dry_run:
-                await self.reverting.changed(running, edits, for_s)
+            await self.reverting.settle(after)
             return made
 
     async def _undo(self, edit: Edit, why: str) -> None:

@@ -120,8 +120,12 @@ class HostTier:
             aiohttp.ClientSession(connector=connector, timeout=limit) as session,
             session.get("http://tier/v1/summary") as response,
         ):
-            body = await response.content.read(MOST_BYTES)
             if response.status != 200:
                 raise ValueError(response.status)
+            body = b""
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise ValueError(len(body))
             found: Mapping[str, Any] = json.loads(body)
             return found

@@ -46,9 +46,22 @@ class Reverting:
                 problem=f"{path}: {error}",
             )
 
-    async def changed(self, before: Config, edits: Sequence[Edit], for_s: float | None) -> None:
-        """Remember what comes back after edits of what ran ``before``; None: they are to last."""
-        await self._keep(planned(self.pending, before, edits, for_s, time.time()))
+    async def begin(
+        self, before: Config, edits: Sequence[Edit], for_s: float | None
+    ) -> tuple[Revert, ...]:
+        """Remember what would come back after edits of what runs ``before``, besides all that is
+        pending: if the agent dies before or after they are made, none of it lasts for ever. What
+        was not made does not come back, because something else runs.
+
+        ``for_s`` None: they are to last. Return what to remember once they are made.
+        """
+        after = planned(self.pending, before, edits, for_s, time.time())
+        await self._keep((*self.pending, *(each for each in after if each not in self.pending)))
+        return after
+
+    async def settle(self, pending: tuple[Revert, ...]) -> None:
+        """Remember just this, now that edits were made or refused."""
+        await self._keep(pending)
 
     async def run(self) -> None:
         """Undo changes when their time is over, for ever."""

@@ -21,6 +21,7 @@ from agent.auditlog import AuditLog
 from agent.config import store as store_module
 from agent.config.edit import Edit, EditOp
 from agent.config.render import document
+from agent.config.reverts import Revert
 from agent.config.store import RunningStore
 from agent.config.versions import Author
 from agent.control import AgentControl
@@ -701,6 +702,48 @@ def test_a_change_for_a_time_ends_by_itself_also_after_a_restart(
     assert audited(control) == [
         ("lb-agent", "the end of a change for a time", "state of gpu-1: the time is over")
     ]
+
+
+def test_an_agent_that_dies_in_a_change_for_a_time_or_at_its_end_leaves_nothing_for_ever(
+    make: Make, monkeypatch, tmp_path: Path
+) -> None:
+    """What the next agent would read is looked at while the change is being made."""
+    control, core, _ = make(0)
+    found: list[tuple[Revert, ...]] = []
+    take = core.take
+
+    async def looks(config: Config) -> dict[BackendRef, int]:
+        found.append(reverting(tmp_path).pending)
+        return await take(config)
+
+    monkeypatch.setattr(core, "take", looks)
+    asyncio.run(control.edit(DRAIN, for_s=60.0))
+    (revert,) = control.reverts()
+    assert found == [(revert,)]
+    weight = dataclasses.replace(DRAIN, values={"state": "maintenance"})
+    asyncio.run(control.edit(weight, for_s=60.0))
+    (other,) = control.reverts()
+    assert found[1] == (revert, other), "one of them is of what runs"
+    assert (revert.set_to, other.set_to, other.back) == ("drain", "maintenance", "active")
+    asyncio.run(control.reverting._end(other))
+    assert found[2] == (other,), "until it is undone"
+    assert control.reverts() == reverting(tmp_path).pending == ()
+
+
+def test_a_change_for_a_time_that_is_refused_ends_nothing(make: Make, monkeypatch) -> None:
+    control, core, _ = make(0)
+    asyncio.run(control.edit(DRAIN, for_s=60.0))
+    before = control.reverts()
+
+    async def refuses(_config: Config) -> None:
+        raise ConfigError("the list cannot be read")
+
+    monkeypatch.setattr(core.guarding, "prepare", refuses)
+    other = Edit(EditOp.BACKEND_SET, "chat", "gpu-2", {"weight": 5})
+    for edit in (other, dataclasses.replace(DRAIN, values={"state": "active"})):
+        with pytest.raises(ConfigError):
+            asyncio.run(control.edit(edit, for_s=9.0))
+        assert control.reverts() == before
 
 
 def test_a_dry_run_ends_nothing(make: Make) -> None:

@@ -116,6 +116,24 @@ def test_an_answer_that_makes_no_sense_is_named(tmp_path: Path, body: bytes) -> 
     assert "does not understand" in status.problems[0]
 
 
+def test_an_answer_may_come_in_pieces(tmp_path: Path) -> None:
+    many = {"problems": [f"{n} " + "x" * 1000 for n in range(20)], "load": LOAD}
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        text = json.dumps(many).encode()
+        for at in range(0, len(text), 4096):
+            await answer.write(text[at : at + 4096])
+            await asyncio.sleep(0.005)
+        return answer
+
+    (status, _) = looked(tmp_path, slow)
+    assert status is not None
+    assert status.load is not None
+    assert status.problems[0].startswith("0 x")
+
+
 def test_one_of_an_older_release_is_named(tmp_path: Path) -> None:
     async def missing(_: web.Request) -> web.Response:
         raise web.HTTPNotFound
