@@ -58,6 +58,17 @@ class Tally:
             max(self.closed - before.closed, 0),
         )
 
+    def is_less_than(self, before: Tally) -> bool:
+        """Return whether a total is smaller than it was, so that all have been reset."""
+        return (
+            self.opened < before.opened
+            or self.established < before.established
+            or self.answers < before.answers
+            or self.errors < before.errors
+            or self.hangups < before.hangups
+            or self.closed < before.closed
+        )
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(
             self.opened + other.opened,
@@ -227,6 +238,10 @@ def _read(outlier: Outlier, watch: Watch, tally: Tally, now_s: float) -> Watch:
         return replace(watch, readings=(Reading(now_s, tally),), until_s=0.0, quiet_s=now_s, why="")
     oldest = now_s - outlier.window_s - SETTLE_S
     kept = tuple(reading for reading in watch.readings if reading.at_s >= oldest)
+    if kept and tally.is_less_than(kept[-1].tally):
+        # Another server has the name now, and what the last one had is no beginning of its own:
+        # fewer would seem to be established than began.
+        kept = ()
     if watch.times and now_s - watch.quiet_s >= outlier.eject_s:
         watch = replace(watch, times=watch.times - 1, quiet_s=now_s)
     return replace(watch, readings=(*kept, Reading(now_s, tally)))

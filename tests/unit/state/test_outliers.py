@@ -271,3 +271,19 @@ def test_what_clients_met_while_a_server_was_dead_does_not_eject_it_when_it_is_b
         if forgets:
             here.watches[ref] = recovered(here.watches[ref])
         assert (here.pass_seconds(1, IDLE, GOOD, GOOD) == set()) is forgets
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2])
+def test_another_server_of_that_name_begins_anew(gap: int):
+    """It had an address of its own, and its totals began at 0 while it was being checked; for two
+    seconds it seemed to establish nothing of what the last one had been given.
+    """
+    here = History(servers(2))
+    here.pass_seconds(10, GOOD, GOOD)
+    here.totals[BackendRef("web", "s0")] = IDLE
+    here.out = frozenset({"s0"})
+    here.pass_seconds(gap, IDLE, GOOD)
+    here.out = frozenset()
+    for _ in range(20):
+        assert here.pass_seconds(1, GOOD, GOOD) == set()
+    assert here.pass_seconds(10, HOLE, GOOD) == {"s0"}, "it is watched as the others are"
