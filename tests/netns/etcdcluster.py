@@ -25,7 +25,7 @@ from tests.pki import Authority
 _NUMBERS = itertools.count()  # of the clusters that a process has started
 CLIENT_PORT, PEER_PORT = 2379, 2380
 LOOPBACK = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-_START_S = 60.0  # ends a test that would wait for ever; a start takes 2 s
+_START_S = 120.0  # ends a test that would wait for ever; a start takes 2 s
 
 needs_etcd = pytest.mark.skipif(
     shutil.which("etcd") is None, reason="etcd is not installed: apt install etcd-server"
@@ -132,16 +132,22 @@ class Cluster:
 
     def compact(self) -> int:
         """Make etcd forget all earlier states; return the revision of the oldest that is left."""
-        status = self._status(self.leader())
-        assert status is not None
-        revision: int = status["header"]["revision"]
+        statuses: list[dict[str, Any]] = []
+
+        def is_told() -> bool:
+            status = self._status(self.leader())
+            statuses.extend([] if status is None else [status])  # it may not answer in time
+            return bool(statuses)
+
+        wait_until("the leader tells the revision", is_told)
+        revision: int = statuses[0]["header"]["revision"]
         self.etcdctl("compaction", str(revision))
         return revision
 
     def etcdctl(self, *words: str) -> str:
         """Return what etcdctl prints that asks all members which run."""
         endpoints = [self._client_url(self._hosts[number]) for number in self._processes]
-        done = self._etcdctl(endpoints, "20s", words)
+        done = self._etcdctl(endpoints, "60s", words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -236,10 +236,15 @@ class Fleet:
             if each.own()["frozen"] is not None:
                 each.order("thaw")
         soon("lb1 is in step", lambda: in_step(first))
-        first.api.post(
-            "/v1/edit",
-            {"op": "services.apply", "values": {"services": services()}, "confirmed": True},
-        )
+        whole = {"op": "services.apply", "values": {"services": services()}, "confirmed": True}
+
+        def applied() -> bool:
+            with contextlib.suppress(SteelyardError):  # a busy store may be away for a moment
+                first.api.post("/v1/edit", whole)
+                return True
+            return False
+
+        soon("lb1 has the services of the beginning", applied)
         self.version()
         self.agrees("chat", a=100, b=100)
         self.everywhere("all report", lambda each: len(each.fleet()["balancers"]) == len(MEMBERS))

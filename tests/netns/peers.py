@@ -32,7 +32,8 @@ _TOO_BIG = {4: "Icmp.InDestUnreachs", 6: "Icmp6InPktTooBigs"}
 type Address = IPv4Address | IPv6Address
 
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-_ATTEMPT_S = 30.0
+_ATTEMPT_S = 60.0
+_ANSWER_S = 60  # of the servers' thread
 
 
 class _Echo(asyncio.DatagramProtocol):
@@ -59,10 +60,10 @@ class Servers:
     def start(self) -> None:
         self._thread.start()
         for node in self._lab.nodes(Role.BACKEND):
-            asyncio.run_coroutine_threadsafe(self._serve(node), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._serve(node), self._loop).result(_ANSWER_S)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result(_ANSWER_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -104,7 +104,7 @@ class Segment:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=240,
         )
         assert done.returncode == 0, f"{command[0]} in {node}: {done.stdout} {done.stderr}"
         return done.stdout

@@ -24,6 +24,8 @@ from agent.model import Hook
 from lbctl.lab import build, documents, netns, processes
 from lbctl.lab.topology import Lab, Node
 
+START_S = 300.0  # an agent may have to compile its program first
+
 
 def wait_until(what: str, condition: Any, timeout_s: float = 90.0) -> None:
     """Poll until it is so; fail with ``what`` otherwise.
@@ -94,7 +96,8 @@ class Site:
 
     @property
     def api(self) -> Client:
-        return Client(self.lab.socket(self.balancer), timeout_s=60.0)
+        # A change may compile a program, which takes its time on a busy host.
+        return Client(self.lab.socket(self.balancer), timeout_s=180.0)
 
     def run(self, node: str, *command: str, timeout_s: float = 120.0) -> Any:
         """A command in a node's namespace."""
@@ -150,7 +153,7 @@ class Site:
 
     def start_agent(self) -> None:
         build.start_agent(self.lab, self.balancer)
-        wait_until("the agent answers", self._answers)
+        wait_until("the agent answers", self._answers, START_S)
 
     def _answers(self) -> bool:
         with contextlib.suppress(Exception):
@@ -236,7 +239,7 @@ def _configured(services: Callable[[Lab], list[dict[str, Any]]]) -> Iterator[Non
                 return all(up[service.name] >= wanted for service in lab.services)
             return False
 
-        wait_until("the backends are up", are_up)
+        wait_until("the backends are up", are_up, START_S)
 
     def await_answers(lab: Lab) -> None:
         own_answers(lab, timeout_s=90)

@@ -92,11 +92,7 @@ def test_every_read_of_the_api_answers_as_described(lab: Site) -> None:
             load.wait()
             for path, command in asks:
                 is_endless = path.startswith("/v1/trace")
-                limit_s = "3" if is_endless else "60"
-                told = ("-sS", "-w", "\n%{http_code} %{content_type}", "-m", limit_s)
-                done = lab.run(lab.balancer.name, *command, *told)
-                assert done.returncode == (28 if is_endless else 0), (path, done.stderr)
-                text, _, end = done.stdout.rpartition("\n")
+                text, end = answer_of(lab, command, is_endless=is_endless)
                 # This balancer belongs to no fleet; tests/netns/test_fleet.py reads of one.
                 status = 409 if path.startswith("/v1/fleet") else 200
                 assert end.startswith(f"{status} "), (path, text)
@@ -107,7 +103,7 @@ def test_every_read_of_the_api_answers_as_described(lab: Site) -> None:
                     wait_until("a pick is traced", lambda words=again: (  # type: ignore[misc]
                         '"event":"pick"' in lab.run(*words).stdout
                     ))  # fmt: skip
-        client = steelyard.Client(socket)
+        client = steelyard.Client(socket, timeout_s=60.0)
         assert {"chat", "web"} <= {each["name"] for each in client.services()["services"]}
         assert client.list_("backends", service="web", limit=1)["matched"] == 3
         made = client.edit(
@@ -128,15 +124,36 @@ def test_every_read_of_the_api_answers_as_described(lab: Site) -> None:
         lab.edit("service.remove", service="chat", confirmed=True)
 
 
+def answer_of(lab: Site, command: list[str], *, is_endless: bool) -> tuple[str, str]:
+    """The text of an answer, and its status and type; of an endless one what comes at first."""
+    text = end = ""
+
+    def has_begun() -> bool:
+        nonlocal text, end
+        told = ("-sS", "-w", "\n%{http_code} %{content_type}", "-m", "3" if is_endless else "60")
+        done = lab.run(lab.balancer.name, *command, *told)
+        assert done.returncode == (28 if is_endless else 0), (command, done.stderr)
+        text, _, end = done.stdout.rpartition("\n")
+        return not end.startswith("000")  # on a busy host three seconds may be over before it does
+
+    wait_until("the answer begins", has_begun)
+    # curl may have stopped in the middle of a line.
+    return (text[: text.rfind("\n") + 1] if is_endless else text), end
+
+
 def test_a_change_for_a_time_ends_though_the_agent_is_killed(lab: Site) -> None:
     values = {"state": "drain"}
     lab.edit("backend.set", service="web", backend="be3", values=values, for_s=4)
     lab.stop_agent(signal.SIGKILL)
     lab.start_agent()
-    events = lambda: str(lab.get("/v1/events", backend="web/be3")["events"])  # noqa: E731
-    wait_until("its time is over", lambda: "state of be3: the time is over" in events())
+
+    def told() -> str:
+        # Its version tells of it, too: if it ended just before the kill, the event is lost.
+        return str((lab.get("/v1/events", backend="web/be3"), lab.get("/v1/history")))
+
+    wait_until("its time is over", lambda: "state of be3: the time is over" in told())
     wait_until("it serves again", lambda: lab.backend("web", "be3")["state"] == "up")
-    assert lab.get("/v1/reverts") == {"reverts": []}
+    wait_until("nothing is to end", lambda: lab.get("/v1/reverts") == {"reverts": []})
     assert lab.get("/v1/config")["changes_since_file"] == []
 
 
@@ -162,7 +179,7 @@ def test_top_shows_what_the_agent_sees_and_goes_into_it(lab: Site) -> None:
     socket = str(lab.lab.socket(lab.balancer))
     with lab.load(rate=200) as load, Terminal(socket, size=(160, 40)) as screen:
         screen.until("services   2 of 2   by state")
-        screen.until(lambda: any(float(new) > 20 for new in column(screen, "web ", "NEW/S")))
+        screen.until(lambda: any(new > 0 for new in column(screen, "web ", "NEW/S")))
         screen.press("/web6\n")
         screen.until("1 of 2   by state   /web6")
         screen.press("\n")
@@ -180,15 +197,17 @@ def test_top_shows_what_the_agent_sees_and_goes_into_it(lab: Site) -> None:
 
 def test_the_status_page_shows_what_the_agent_sees(lab: Site) -> None:
     def told(path: str, *more: str) -> Any:
-        asks = ["curl", "-sS", "-m", "30", *more, f"http://127.0.0.1:9180{path}"]
+        asks = ["curl", "-sS", "-m", "60", *more, f"http://127.0.0.1:9180{path}"]
         return lab.run(lab.balancer.name, *asks).stdout
 
-    assert "<title>Steelyard</title>" in told("/")
+    def web() -> Any:
+        return next(s for s in json.loads(told("/v1/page"))["services"] if s["name"] == "web")
+
+    wait_until("the page is served", lambda: "<title>Steelyard</title>" in told("/"))
     with lab.load(rate=200) as load:
-        wait_until(
-            "flows are new",
-            lambda: json.loads(told("/v1/page"))["services"][0]["rates"]["new_flows_per_s"],
-        )
+        wait_until("flows are new", lambda: web()["rates"]["new_flows_per_s"])
+        # Of the last half minute, and looked at every few seconds.
+        wait_until("handshakes are counted", lambda: web()["handshakes"]["established"] > 0)
         asks = ("/v1/trace?kind=pick&service=web", "--max-time", "3")
         wait_until("a pick is traced", lambda: "new flow of web goes to be" in told(*asks))
     assert_unharmed(load)
@@ -196,8 +215,6 @@ def test_the_status_page_shows_what_the_agent_sees(lab: Site) -> None:
     assert (page["problems"], page["services_total"]) == ([], 2)
     assert {name for name, _ in page["matrix"]["servers"]} == {"be1", "be2", "be3"}
     assert {cell[3] for cell in page["matrix"]["cells"]} == {"up"}
-    web = next(row for row in page["services"] if row["name"] == "web")
-    assert web["handshakes"]["established"] > 0
     assert "another site's page" in told("/v1/page", "-H", "Sec-Fetch-Site: cross-site")
     assert "not served under this name" in told("/v1/page", "-H", "Host: evil.example:9180")
 
@@ -228,11 +245,15 @@ def test_the_audit_names_what_the_lab_lacks_and_what_is_wrong(lab: Site) -> None
     wait_until("be2 is up", lambda: not lab.get("/v1/status")["troubles"])
 
 
-def column(screen: Terminal, row: str, header: str) -> list[str]:
-    """The words below a header that is right-aligned, of the rows that begin so."""
+def column(screen: Terminal, row: str, header: str) -> list[float]:
+    """The numbers below a header that is right-aligned, of the rows that begin so.
+
+    A row that is not drawn to its end yet may have none.
+    """
     lines = screen.shown.display
     heads = [line.find(header) + len(header) for line in lines if header in line]
-    return [line[: heads[0]].split()[-1] for line in lines if heads and line.startswith(row)]
+    words = [line[: heads[0]].split()[-1] for line in lines if heads and line.startswith(row)]
+    return [float(word) for word in words if word.replace(".", "", 1).isdigit()]
 
 
 def test_clean_stop_leaves_the_data_plane_balancing(lab: Site) -> None:
@@ -326,14 +347,15 @@ def test_a_drain_survives_kill_9_and_so_does_the_memory_of_it(lab: Site) -> None
     assert lab.backend("web", "be1")["state"] == "drain"
     assert lab.get("/v1/status")["agent"]["changes_since_file"] >= 1
     assert lab.get("/v1/history")["versions"][-1] == version
-    # On a busy host others may follow, such as of a check that came late.
-    told = [event["fields"] for event in lab.get("/v1/events", backend="web/be1")["events"]]
-    (change,) = [fields for fields in told if fields.get("message") == "new driver"]
-    assert change["by"] == version["who"]
-    state = next(fields for fields in reversed(told) if fields.get("new") == "drain")
+    told = lab.get("/v1/events", backend="web/be1")["events"]
+    (change,) = [event for event in told if event["fields"].get("message") == "new driver"]
+    assert change["fields"]["by"] == version["who"]
+    # The new agent says it once more if the states were kept last before the drain.
+    later = [event["fields"] for event in told if event["number"] > change["number"]]
+    state = next(fields for fields in later if fields.get("new") == "drain")
     assert state["old"] == "up", told
     assert state["effect"].endswith(f"0 % of new connections; {effect}")
-    warnings = lab.get("/v1/events", level="warning", since_s="60")["events"]
+    warnings = lab.get("/v1/events", level="warning", after=str(change["number"]))["events"]
     assert "the agent before this one was killed, or broke off" in {e["event"] for e in warnings}
     lab.api.post("/v1/rollback", {"version": version["number"] - 1, "service": "web"})
     wait_until("be1 is up", lambda: lab.backend("web", "be1")["state"] == "up")
@@ -351,7 +373,7 @@ def test_a_change_of_one_service_makes_nothing_older_that_is_shown_of_another(la
         change("web", {"health": {"type": "ping"}})
         wait_until("it is pinged", lambda: why().startswith("echo"))
         change("web6", {"slow_start": "1s"})
-        assert why().startswith("echo")
+        assert "HTTP" not in why()  # on a busy host an echo may just be missing
     finally:
         lab.edit("services.apply", values={"services": before})
     wait_until("it is asked as before", lambda: why().startswith("HTTP"))
@@ -453,7 +475,9 @@ def test_udp_flows_stay_at_one_backend_and_spread_over_all(lab: Site) -> None:
         assert [echo.stdout.readline() for echo in echoes if echo.stdout] == ["ready\n"] * 3
         lab.edit("service.add", service="dns", values=values)
         seen = set()
-        for _ in range(20):
+        for turn in range(100):
+            if turn >= 20 and len(seen) == 3:  # 20 flows miss one of three now and then
+                break
             answers = lab.run("client", sys.executable, "-c", UDP_ASK, vip).stdout.splitlines()
             assert [line.split()[1] for line in answers] == ["0", "1", "2", "3", "4"]
             names = {line.split()[0] for line in answers}
@@ -518,12 +542,21 @@ def test_a_killed_backend_gets_no_new_connection_once_its_check_fails(lab: Site)
     processes.kill(lab.lab.run_dir, "be3")
     for service in ("web", "web6"):
         wait_until("be3 is down", lambda: lab.backend(service, "be3")["state"] == "down")  # noqa: B023
-    assert "refused" in lab.backend("web", "be3")["reason"]
     assert lab.get("/v1/services/web")["state"] == "degraded"
-    (trouble,) = lab.get("/v1/status")["troubles"]
-    (server,) = trouble["servers"]
-    assert (server["name"], len(server["addresses"])) == ("be3", 2)
-    assert (trouble["state"], trouble["services"]) == ("down", ["web", "web6"])
+
+    def troubles() -> list[Any]:
+        return [
+            (
+                each["state"],
+                each["services"],
+                [(s["name"], len(s["addresses"])) for s in each["servers"]],
+            )
+            for each in lab.get("/v1/status")["troubles"]
+        ]
+
+    # One alone once the last check of each has the same reason: one may have come to no end.
+    wait_until("it is one trouble", lambda: troubles() == [("down", ["web", "web6"], [("be3", 2)])])
+    wait_until("it refuses", lambda: "refused" in lab.backend("web", "be3")["reason"])
     drain = {"op": "backend.set", "service": "web", "values": {"state": "drain"}}
     edits = [drain | {"backend": name} for name in ("be1", "be2")]
     planned = lab.api.post("/v1/edit", {"edits": edits, "dry_run": True})["changes"]

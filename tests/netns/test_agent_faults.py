@@ -21,7 +21,7 @@ from agent.errors import SteelyardError
 from lbctl.lab import build, failover, netns, processes
 from tests.netns.site import Site, assert_unharmed, site, wait_until
 
-MANY = 2000  # packets of a service, more than come between two requests
+MANY = 2000  # packets of a service
 PINS = Path("/sys/fs/bpf/steelyard/st-faults-lb1")
 
 
@@ -37,7 +37,7 @@ def addresses(lab: Site) -> str:
 
 def answers(lab: Site) -> bool:
     urls = (f"http://{lab.lab.vips[0]}/", f"http://[{lab.lab.vips[1]}]/")
-    return all(lab.run("client", "curl", "-s", "-m", "20", url).returncode == 0 for url in urls)
+    return all(lab.run("client", "curl", "-s", "-m", "60", url).returncode == 0 for url in urls)
 
 
 def weights(lab: Site) -> dict[str, int]:
@@ -129,7 +129,13 @@ def test_sighup_in_the_middle_of_a_start_is_a_reload_after_it(lab: Site) -> None
     for _ in range(20):
         lab.signal_agent(signal.SIGHUP)
         time.sleep(0.02)
-    wait_until("it was reloaded", lambda: weights(lab)["be1"] == 9)
+
+    def is_reloaded() -> bool:
+        with contextlib.suppress(SteelyardError):  # the socket is there before it is listened at
+            return weights(lab)["be1"] == 9
+        return False
+
+    wait_until("it was reloaded", is_reloaded)
     lab.write_config(good)
     lab.api.post("/v1/reload", {})
 
@@ -219,6 +225,7 @@ def test_another_name_costs_no_health(lab: Site) -> None:
     renamed[0]["name"] = "other"
     for backend in renamed[0]["backends"]:
         backend["name"] += "-renamed"
+    wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2)
     with lab.load() as load:
         lab.edit("services.apply", values={"services": renamed})
         assert lab.get("/v1/services/other")["backends_up"] == 2
@@ -230,13 +237,20 @@ def test_another_name_costs_no_health(lab: Site) -> None:
 def test_a_service_removed_and_made_anew_inherits_nothing(lab: Site) -> None:
     before = lab.get("/v1/config")["config"]["services"]
     web = next(service for service in before if service["name"] == "web")
+
+    def packets(service: str) -> int:
+        return int(lab.get(f"/v1/services/{service}")["packets_total"])
+
     with lab.load():
-        wait_until("packets", lambda: lab.get("/v1/services/web")["packets_total"] > MANY)
+        wait_until("packets", lambda: packets("web") > MANY)
+        other = packets("web6")
         lab.edit("service.remove", service="web")
         backends = [web["backends"][1] | {"name": "only"}]
         begun = time.monotonic()
         lab.edit("service.add", service="new", values=web | {"name": "new", "backends": backends})
-        assert lab.get("/v1/services/new")["packets_total"] < MANY
+        # To the other VIP come as many, however long these requests take on a busy host.
+        new = packets("new")
+        assert new < packets("web6") - other + MANY // 2
         flows = lab.get("/v1/flows", limit="1000", service="new")["flows"]
         # Those that have come since are its own.
         assert all(flow["age_s"] <= time.monotonic() - begun for flow in flows), flows
@@ -249,8 +263,13 @@ def test_a_vip_that_somebody_takes_off_comes_back(lab: Site) -> None:
     for vip in lab.lab.vips:
         lab.run(lab.balancer.name, "ip", "addr", "del", str(vip), "dev", "eth0")
     wait_until("they are back", lambda: all(str(vip) in addresses(lab) for vip in lab.lab.vips))
-    told = lab.get("/v1/events", event="vip put back", level="warning")["events"]
-    assert {each["fields"]["address"] for each in told} == {str(vip) for vip in lab.lab.vips}
+
+    def told() -> set[str]:
+        events = lab.get("/v1/events", event="vip put back", level="warning")["events"]
+        return {each["fields"]["address"] for each in events}
+
+    # It is told of after the kernel has the address.
+    wait_until("it is told", lambda: told() == {str(vip) for vip in lab.lab.vips})
 
 
 def test_a_vip_that_cannot_be_added_stops_no_start_and_refuses_no_reload(lab: Site) -> None:
@@ -297,8 +316,7 @@ def test_an_interface_that_is_made_anew_balances_again(lab: Site) -> None:
     far_end = [*processes.program("lb-agent", "agent.main"), "pass", "--interface", "lb1"]
     subprocess.run([*netns.entering(switch), *far_end], check=True, capture_output=True)
     wait_until("both VIPs answer", lambda: answers(lab))
-    status = lab.get("/v1/status")
-    assert status["dataplane"]["attached"]
+    wait_until("it is attached", lambda: lab.get("/v1/status")["dataplane"]["attached"])
     wait_until("all is well", lambda: not lab.get("/v1/status")["agent"]["reconcile_problem"])
 
 
@@ -308,7 +326,7 @@ def test_a_start_with_a_broken_file_goes_on_with_the_last_good_one(lab: Site) ->
     lab.write_config(good.rstrip())
     try:
         lab.start_agent()
-        wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2, 60.0)
+        wait_until("all up", lambda: lab.get("/v1/services/web")["backends_up"] == 2)
         assert answers(lab)
         problem = lab.get("/v1/status")["agent"]["config_problem"]
         assert "the last good configuration runs" in problem
@@ -403,25 +421,28 @@ def test_its_own_link_without_carrier_takes_no_backend_out(lab: Site) -> None:
     def reasons() -> list[str]:
         return [each["reason"] for each in lab.get("/v1/services/web")["backends"]]
 
+    def links() -> list[str]:
+        problems: list[str] = lab.get("/v1/status")["dataplane"]["link_problems"]
+        return problems
+
     def since() -> list[tuple[str, str]]:
         backends = lab.get("/v1/services/web")["backends"]
         return [(each["state"], each["since"]) for each in backends]
 
+    wait_until("all up", lambda: {state for state, _ in since()} == {"up"})
     before = since()
-    assert {state for state, _ in before} == {"up"}
     failover.cut(lab.lab, lab.balancer)
     try:
         wait_until(
             "every check says why it says nothing",
             lambda: set(reasons()) == {"not checked: eth0 has no carrier"},
-            60.0,
         )
-        assert lab.get("/v1/status")["dataplane"]["link_problems"] == ["eth0 has no carrier"]
+        # The status looks at the links by itself, a moment before or after the checks.
+        wait_until("the status says so", lambda: links() == ["eth0 has no carrier"])
     finally:
         failover.mend(lab.lab, lab.balancer)
-    wait_until("they are checked again", lambda: all("HTTP" in each for each in reasons()), 60.0)
-    # The status looks at the links by itself, a moment before or after the checks.
-    wait_until("no problem", lambda: not lab.get("/v1/status")["dataplane"]["link_problems"])
+    wait_until("they are checked again", lambda: all("HTTP" in each for each in reasons()))
+    wait_until("no problem", lambda: not links())
     assert since() == before
     assert answers(lab)
 
@@ -441,7 +462,7 @@ def test_a_backend_that_answers_for_the_vip_is_named(lab: Site) -> None:
     def silent(value: int) -> list[str]:
         return ["sysctl", "-qw", f"net.ipv4.conf.all.arp_ignore={value}"]
 
-    assert told() == []
+    wait_until("nobody else answers", lambda: told() == [])
     ipv4, ipv6 = lab.lab.vips
     be1, be2 = (lab.lab.node(name) for name in ("be1", "be2"))
     macs = {node: mac_of(lab, node.name) for node in (be1, be2)}
@@ -497,7 +518,7 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_draining(lab: S
     finally:
         state.unlink()
         aside.rename(state)
-    wait_until("it is saved", lambda: not lab.get("/v1/status")["agent"]["unsaved_problem"], 60.0)
+    wait_until("it is saved", lambda: not lab.get("/v1/status")["agent"]["unsaved_problem"])
     lbctl("backend", "enable", f"web/{first}")
 
     lab.lab.socket(lab.balancer).unlink()
@@ -519,6 +540,5 @@ def test_a_state_folder_that_cannot_be_written_keeps_nobody_from_draining(lab: S
     wait_until(
         "all is back",
         lambda: lab.lab.socket(lab.balancer).exists() and all(lock.exists() for lock in locks),
-        60.0,
     )
     assert "in memory only" not in lbctl("status")

@@ -111,7 +111,8 @@ def test_another_abi_costs_no_request_and_no_flow(lab: Site, tmp_path: Path) -> 
     command += ["run", "--config", str(lab.lab.config_path(lab.balancer))]
     node = lab.balancer
     processes.start(lab.lab.run_dir, node.name, node.namespace, command)
-    wait_until("the other agent answers", lab._answers)
+    # Nobody has compiled this one before.
+    wait_until("the other agent answers", lab._answers, timeout_s=240.0)
     assert [entry.name for entry in PINS.iterdir()] == [f"abi{OTHER_ABI}"]
     with lab.load(rate=300, keep_alive=HELD) as load:
         wait_until("connections", lambda: len(flow_backends(lab)) >= HELD)

@@ -71,6 +71,7 @@ async def eventually[T](attempt: Callable[[], Awaitable[T]]) -> T:
 # -- keys
 
 
+@pytest.mark.usefixtures("patient")
 def test_of_two_writers_one_wins(three: Cluster) -> None:
     async def use(client: Client) -> None:
         base = await client.put("active", b"1")
@@ -88,6 +89,7 @@ def test_of_two_writers_one_wins(three: Cluster) -> None:
     run(three, use)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_list_comes_in_pieces_and_from_its_end(three: Cluster) -> None:
     names = [f"log/{number:03}" for number in range(25)]
 
@@ -108,6 +110,7 @@ def test_a_list_comes_in_pieces_and_from_its_end(three: Cluster) -> None:
     run(three, use)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_change_that_is_too_large_is_refused(three: Cluster) -> None:
     async def use(client: Client) -> None:
         for size in (int(1.7 * (1 << 20)), 2 << 20):  # etcd has two limits
@@ -137,6 +140,7 @@ async def surely(client: Client, key: str, number: int) -> int:
     return await eventually(attempt)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_watch_sees_every_change_in_order(three: Cluster) -> None:
     async def use(client: Client) -> None:
         before = await client.put("log/000", b"before")
@@ -161,6 +165,7 @@ def test_a_watch_sees_every_change_in_order(three: Cluster) -> None:
     run(three, use)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_watch_from_before_the_compaction(three: Cluster) -> None:
     async def use(client: Client) -> None:
         first = await client.put("active", b"1")
@@ -195,6 +200,7 @@ def test_a_watch_ends_when_its_member_loses_the_others(three: Cluster) -> None:
 # -- members
 
 
+@pytest.mark.usefixtures("patient")
 def test_after_the_leaders_death_the_next_read_and_commit_succeed(three: Cluster) -> None:
     leader = three.leader()
 
@@ -215,7 +221,8 @@ def test_a_member_that_hangs_costs_one_time_limit(three: Cluster) -> None:
     async def use(client: Client) -> None:
         await eventually(lambda: client.put("active", b"1"))
         for _ in range(20):  # no longer asks the one that hangs
-            assert (await client.get("active")).rows[0].value == b"1"
+            found = await eventually(lambda: client.get("active"))
+            assert found.rows[0].value == b"1"
 
     try:
         run(three, use, first=leader)
@@ -246,6 +253,7 @@ def test_a_commit_to_a_member_that_hangs_is_uncertain_and_not_written_twice(
         three.resume(1)
 
 
+@pytest.mark.usefixtures("patient")
 def test_without_a_majority_nothing_is_written_and_old_rows_can_be_read(three: Cluster) -> None:
     async def use(client: Client) -> None:
         await client.put("active", b"1")
@@ -261,6 +269,7 @@ def test_without_a_majority_nothing_is_written_and_old_rows_can_be_read(three: C
     run(three, use)
 
 
+@pytest.mark.usefixtures("patient")
 def test_without_any_member_the_error_names_them(three: Cluster) -> None:
     three.kill()
 
@@ -281,6 +290,7 @@ def test_without_any_member_the_error_names_them(three: Cluster) -> None:
 # -- leases
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_lease_that_nobody_keeps_alive_takes_its_keys_with_it(three: Cluster) -> None:
     async def use(client: Client) -> None:
         kept, left = await client.grant(60), await client.grant(10)
@@ -417,6 +427,7 @@ async def fill(client: Client) -> None:
         await client.commit({}, {f"log/{each}": b"x" * 500_000})
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_database_that_is_full_says_so() -> None:
     with cluster(members=1, options=("--quota-backend-bytes", "1000000")) as made:
 

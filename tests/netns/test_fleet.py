@@ -31,7 +31,8 @@ def shared() -> Iterator[Fleet]:
     with fleetnet.fleet() as made:
         made.everywhere("it reaches the store", lambda each: each.own()["store_away_s"] is None)
         assert [each.services() for each in made.balancers] == [["chat", "embed"], [], []]
-        assert "none yet: lbctl fleet import" in made.balancers[1].lbctl("fleet").text
+        none = "none yet: lbctl fleet import"
+        soon("lbctl says so", lambda: none in made.balancers[1].lbctl("fleet").text)
         assert made.balancers[0].lbctl("fleet", "import", "-y", "-m", "the first").status == 0
         yield made
 
@@ -69,19 +70,20 @@ def refusal(attempt: Callable[[], object]) -> str:
     return str(refused.value)
 
 
+def is_edited(balancer: Balancer, **values: object) -> bool:
+    """Edit chat/a. False: the store did not answer in time, and the agent says so."""
+    try:
+        balancer.edit("chat", "a", **values)
+    except ApiRefusedError as error:
+        if "store" not in str(error) and "etcd" not in str(error):
+            raise
+        return False
+    return True
+
+
 def edit_at_last(balancer: Balancer, **values: object) -> None:
     """Edit chat/a. The store may not answer at first; then it says so."""
-
-    def succeeds() -> bool:
-        try:
-            balancer.edit("chat", "a", **values)
-        except ApiRefusedError as error:
-            if "store" not in str(error) and "etcd" not in str(error):
-                raise
-            return False
-        return True
-
-    soon("the edit succeeds", succeeds)
+    soon("the edit succeeds", lambda: is_edited(balancer, **values))
 
 
 def newest(balancer: Balancer, count: int) -> list[Any]:
@@ -110,9 +112,9 @@ def test_what_one_balancer_imports_and_changes_all_run(fleet: Fleet, lb3: Balanc
     assert (first["how"], first["node"], first["message"]) == ("import", "lb1", "the first")
     assert lb3.lbctl("backend", "set", "chat/a", "--weight", "300", "-m", "a is new").status == 0
     fleet.agrees("chat", a=300, b=100)
-    shown = lb3.fleet()
-    described.check_shape(("FleetOverview",), shown)
-    assert [each["node"] for each in shown["balancers"]] == ["lb1", "lb2", "lb3"]
+    described.check_shape(("FleetOverview",), lb3.fleet())
+    names = ["lb1", "lb2", "lb3"]  # fewer for a moment, if a report has just expired
+    soon("all are shown", lambda: [each["node"] for each in lb3.fleet()["balancers"]] == names)
     (version,) = newest(lb3, 1)
     assert (version["node"], version["message"], version["state"]) == ("lb3", "a is new", "stable")
     soon("lbctl says all are in step", lambda: lb3.lbctl("fleet", "status").status == 0)
@@ -149,7 +151,8 @@ def test_rollback_diff_export_and_apply(
     exported = tmp_path / "services.yaml"
     exported.write_text(lb2.lbctl("fleet", "export").text)
     assert "weight: 400" in exported.read_text()
-    assert lb2.lbctl("apply", "-f", str(exported), "-y").text == "no change\n"
+    said = lb2.lbctl("apply", "-f", str(exported), "-y").text
+    assert said.splitlines()[-1] == "no change", said  # before it, that a slow agent still works
     assert fleet.version() == first, "no change is no version"
     assert "chat/a" in lb2.lbctl("fleet", "diff", str(before)).text
     assert "no difference" in lb2.lbctl("fleet", "diff", str(first)).text
@@ -170,7 +173,7 @@ def test_a_canary_runs_on_one_until_an_operator_gives_it_up(
     number = fleet.next()
     lb1.edit("chat", "a", weight=300, canary=canary("lb3"))
     soon("lb3 runs it", lambda: lb3.own()["version"] == number)
-    soon("in the kernel", lambda: lb3.shares(CHAT)[f"{fleetnet.NETWORK}.11"] > 0.7)
+    soon("in the kernel", lambda: lb3.shares(CHAT).get(f"{fleetnet.NETWORK}.11", 0) > 0.7)
     for balancer in (lb1, lb2):
         assert balancer.weights("chat") == {"a": 100, "b": 100}
         assert balancer.shares(CHAT)[f"{fleetnet.NETWORK}.11"] < 0.52
@@ -244,7 +247,8 @@ def test_a_version_that_one_balancer_refuses_stays_away_from_it_alone(
     soon("lb3 refuses it", lambda: lb3.own()["refused_version"] == number)
     soon("lb2 runs it", lambda: lb2.own()["version"] == number)
     assert lb3.services() == ["chat", "embed"]
-    assert OWN_OF_LB3 in lb3.own()["problem"]
+    # A version that was refused is tried again now and then; meanwhile it is no problem.
+    soon("lb3 says why", lambda: OWN_OF_LB3 in lb3.own()["problem"])
     soon("it is reported", lambda: "lb3" in lb1.lbctl("fleet").text)
     soon("the exit status says so", lambda: lb1.lbctl("fleet", "status").status == 1)
     said = refusal(lambda: lb3.edit("chat", "a", weight=7))
@@ -277,9 +281,13 @@ def test_a_frozen_balancer_is_changed_alone_and_follows_again_when_it_is_thawed(
         )
 
     soon("the others see it", drifts)
-    said = lb1.lbctl("fleet", "status")
-    assert said.status == 1
-    assert "runs other services than its version has (frozen: a repair" in said.text
+
+    def is_told() -> bool:
+        said = lb1.lbctl("fleet", "status")
+        words = "runs other services than its version has (frozen: a repair"
+        return said.status == 1 and words in said.text  # not while its report has expired
+
+    soon("lbctl says so", is_told)
     soon("they differ", lambda: lb3.lbctl("fleet", "compare", "lb1", "lb2").status == 1)
     assert lb2.lbctl("fleet", "thaw", "-y").status == 0
     fleet.agrees("chat", a=100, b=300)
@@ -300,9 +308,17 @@ def test_what_was_changed_while_frozen_is_undone_at_the_same_version(
 
 
 def test_the_leader_dies(fleet: Fleet, lb1: Balancer) -> None:
-    fleet.store.kill(fleet.store.leader())
-    lb1.edit("chat", "a", weight=300)
-    fleet.agrees("chat", a=300, b=100)
+    """An edit waits for the election. On a busy host that may take longer: then once more."""
+    weights = [200]
+
+    def is_edited_at_once() -> bool:
+        fleet.store.start()
+        fleet.store.kill(fleet.store.leader())
+        weights.append(weights[-1] + 100)  # each time something to change
+        return is_edited(lb1, weight=weights[-1])
+
+    soon("the edit after a leader's death succeeds", is_edited_at_once)
+    fleet.agrees("chat", a=weights[-1], b=100)
 
 
 # The balancers watch one member each, so each of them has to hang once: in the soak.
@@ -527,7 +543,7 @@ def test_a_certificate_without_a_name_and_a_user_for_the_prefix_alone(tmp_path: 
             assert alone.lbctl("fleet", "import", "-y").status == 0
             alone.edit("chat", "a", weight=300)
             soon("it reports", lambda: len(alone.fleet()["balancers"]) == 1)
-            assert in_step(alone)
+            soon("it is in step", lambda: in_step(alone))
             assert alone.own()["version"] == 2
         finally:
             alone.stop(signal.SIGKILL)

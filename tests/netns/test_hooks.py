@@ -89,8 +89,12 @@ def test_the_agent_is_at_the_hook_that_is_configured(hook: Hook) -> None:
 def test_a_program_that_somebody_took_off_at_tc_is_put_back_and_behind_a_caller_is_none() -> None:
     with site(name="st-hook", backends=2, hook=Hook.TC) as on:
         check_hook(on, Hook.TC)
-        on.run(on.balancer.name, "tc", "qdisc", "del", "dev", "eth0", "clsact")
-        assert filters(on) == []
+        on.signal_agent(signal.SIGSTOP)  # or it may be back before we look
+        try:
+            on.run(on.balancer.name, "tc", "qdisc", "del", "dev", "eth0", "clsact")
+            assert filters(on) == []
+        finally:
+            on.signal_agent(signal.SIGCONT)
         wait_until("the filter is back", lambda: bool(filters(on)))
         wait_until("attached", lambda: status(on)["attached"])
         on.stop_agent(signal.SIGTERM)

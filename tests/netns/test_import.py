@@ -59,7 +59,7 @@ def here() -> Iterator[Site]:
 
 def fetch(here: Site, port: int) -> str:
     url = f"http://{here.balancer.ipv4}:{port}/"
-    said: str = here.run("client", "curl", "-sf", "--max-time", "10", url).stdout.strip()
+    said: str = here.run("client", "curl", "-sf", "--max-time", "60", url).stdout.strip()
     return said
 
 

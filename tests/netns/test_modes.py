@@ -101,8 +101,8 @@ def get(here: Site, vip: Any) -> str:
 
 def test_requests_are_answered_by_every_backend(here: Site) -> None:
     for _, vip in vips(here):
-        answered = Counter(get(here, vip) for _ in range(40))
-        assert answered.keys() == {"be1", "be2"}, answered
+        # A server that stood still for some seconds is passed over until it is checked again.
+        wait_until("both answer", lambda v=vip: both_answer(here, v))  # type: ignore[misc]
 
 
 def test_a_megabyte_arrives_whole_in_both_directions(here: Site) -> None:
@@ -214,7 +214,7 @@ def test_without_a_usable_backend_clients_are_refused_at_once_or_left_alone(here
 def test_pings_of_a_vip_are_the_hosts_to_answer_fragments_too(here: Site) -> None:
     for _, vip in vips(here):
         for size in ("56", "4000"):
-            done = here.run("client", "ping", "-c1", "-W20", "-s", size, str(vip))
+            done = here.run("client", "ping", "-c1", "-W60", "-s", size, str(vip))
             assert done.returncode == 0, done
 
 
@@ -281,7 +281,9 @@ def test_clients_on_a_vlan_are_answered_in_their_tags(here: Site, double: bool) 
         for number, (_, vip) in enumerate(vips(here), 1):
             with pytest.raises(ConnectionRefusedError):
                 Talk(client(here), vip, REFUSED_PORT)
-            assert seen.popped() == number * count, "the balancer's own answer"
+            answers, rest = divmod(seen.popped(), count)
+            # A SYN that waits for its answer for a second is repeated, and answered again.
+            assert (answers >= number, rest) == (True, 0), "the balancer's own answer"
         refused = seen.popped()
         for _, vip in vips(here):
             # A veth has room for one tag beyond its MTU, not for two.
@@ -334,7 +336,7 @@ def test_a_moment_without_the_program_breaks_no_connection(here: Site) -> None:
         quiet += [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
         full = [stack.enter_context(Talk(client(here), vip)) for _, vip in vips(here)]
         for talk in quiet + full:
-            talk.wait_up_to(60)
+            talk.wait_up_to(180)  # the longer all is dropped, the later it is sent again
         for talk in full:  # the server has more to say than its client takes
             talk.send(flood)
         here.signal_agent(signal.SIGSTOP)
@@ -443,13 +445,15 @@ def test_a_backend_that_clients_cannot_reach_is_down_though_its_server_is_well(h
     def up() -> dict[str, int]:
         return {s["name"]: s["backends_up"] for s in here.get("/v1/services")["services"]}
 
-    before = up()
+    # One that is found late now must not be missed later.
+    before = up() | {"web": 2, "web6": 2}
     for breaks, mends, reason in faults:
         try:
             done = here.run("be2", "sh", "-ec", breaks)
             assert done.returncode == 0, done.stderr
             wait_until(reason, lambda reason=reason: is_so("down", reason))  # type: ignore[misc]
-            wait_until("be2 is passed over", lambda: answerers(here, vip) == {"be1"})
+            # A client that be2 still gets, before the tables know, waits for a minute.
+            wait_until("be2 is passed over", lambda: answerers(here, vip) == {"be1"}, 240)
         finally:
             done = here.run("be2", "sh", "-ec", mends)
         assert done.returncode == 0, done.stderr
@@ -463,7 +467,7 @@ def answerers(here: Site, vip: Any) -> set[str]:
     for _ in range(12):
         try:
             found.add(get(here, vip))
-        except ConnectionRefusedError:
+        except OSError:  # refused, reset, or no answer at all
             found.add("nobody")
     return found
 
@@ -488,13 +492,17 @@ def test_every_hook_carries_the_same_and_keeps_connections(here: Site) -> None:
             short_check(here)
     # Checksums left to the card, and super-frames: with those only tc has to do.
     here.run("client", "ethtool", "-K", "eth0", "tx", "on", "tso", "on")
+    short_check(here)
 
     def are_super_frames() -> bool:
-        """How large they are hangs on how busy the host is; on the wire none is above 1500."""
+        """How large they are hangs on how busy the host is; on the wire none is above 1500.
+
+        Without what is told by ICMP, of which kernels send few to one host in a short time.
+        """
         before = received(here)
-        short_check(here)
+        bulk_check(here)
         packets, size = (now - then for now, then in zip(received(here), before, strict=True))
-        return bool(size / packets > 1500)
+        return size > 1500 * packets
 
     wait_until("it sees what the client's card would cut", are_super_frames)
     assert peers.checksum_errors(here.lab) == {}
@@ -513,13 +521,19 @@ def received(here: Site) -> tuple[int, int]:
     )
 
 
-def short_check(here: Site) -> None:
-    for family, vip in vips(here):
+def bulk_check(here: Site) -> None:
+    for _, vip in vips(here):
         data = os.urandom(300_000)
         with Talk(client(here), vip) as talk:
             assert talk.say(data) == data
+
+
+def short_check(here: Site) -> None:
+    bulk_check(here)
+    for family, vip in vips(here):
+        data = os.urandom(4000)
         with Datagrams(client(here), vip, ECHO_PORT) as datagrams:
-            assert datagrams.ask(data[:4000]).endswith(data[:4000])
+            assert datagrams.ask(data).endswith(data)
         with Datagrams(client(here), vip, CLOSED_PORT) as datagrams:
             told = datagrams.provoke(b"anybody?")
             assert told is not None

@@ -96,7 +96,7 @@ def until_ejected(here: Site, service: str, port: int) -> tuple[int, str, Any]:
         (shown,) = (each for each in view["backends"] if each["name"] == FAILING)
         return bool(shown["state"] == "ejected")
 
-    wait_until("it is ejected", is_ejected)
+    wait_until("it is ejected", is_ejected, timeout_s=PATIENCE_S)
     return failed, of_service, shown
 
 

@@ -61,9 +61,10 @@ def test_detach_all_removes_what_is_ours_and_nothing_else() -> None:
 
 
 def test_detach_all_removes_nothing_while_an_agent_or_a_failover_process_runs() -> None:
-    wait = "until ls /run/steelyard/*.lock >/dev/null 2>&1; do sleep 0.1; done"
+    wait = "until [ -e /run/held ]; do sleep 0.1; done"  # a lock's file is there before it is held
     for held in ("InstanceLocks('gone')", "FailoverLock()"):
-        program = f"from agent.lock import *; held = {held}; import time; time.sleep(60)"
+        program = f"from agent.lock import *; import time; held = {held}"
+        program += "; open('/run/held', 'w').close(); time.sleep(300)"
         holder = f'{sys.executable} -c "{program}" & holder=$!; {wait}'
         detach = f"{_AGENT} detach --all || true; {_LOOK}; kill $holder"
         done = inside(f"{_SET_UP}\n{holder}\n{detach}")

@@ -220,8 +220,10 @@ def edited(path: Path, lines: list[bytes]) -> Iterator[None]:
     """The log with other lines, in the same file, so that the agent goes on with it."""
     content = path.read_bytes()
     path.write_bytes(b"".join(lines))
-    yield
-    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
 
 
 def test_a_log_that_is_edited_by_hand_is_found_out(lab: Site, users: Users) -> None:

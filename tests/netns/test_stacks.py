@@ -145,8 +145,8 @@ def test_curl_gets_and_posts_on_kept_and_new_connections(here: Site) -> None:
     shown = ("-w", "%{http_code} %{num_connects}\n", "-o", "/dev/null")
     for vip in here.lab.vips:
         url = f"http://{f'[{vip}]' if vip.version == 6 else vip}/"
-        command = ["curl", "-sS", "-m", "20", "--data-binary", f"@{body}", *shown, url]
-        command += ["--next", "-sS", "-m", "20", *shown, url, *shown[2:], url]
+        command = ["curl", "-sS", "-m", "60", "--data-binary", f"@{body}", *shown, url]
+        command += ["--next", "-sS", "-m", "60", *shown, url, *shown[2:], url]
         done = here.run("client", *command)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "200 1\n200 0\n200 0\n", "one connection for all"

@@ -116,6 +116,18 @@ def syns_seen(here: Site) -> int:
     return total
 
 
+def syns_settled(here: Site) -> int:
+    """How many they have seen, once those have come that were on their way."""
+    seen = [-1]
+
+    def is_settled() -> bool:
+        seen.append(syns_seen(here))
+        return seen[-1] == seen[-2]
+
+    wait_until("the servers get no more SYNs", is_settled)
+    return seen[-1]
+
+
 def made(here: Site) -> int:
     """Connections that the companions have made of cookies."""
     total = 0
@@ -154,7 +166,7 @@ def newcomer(here: Site, number: int) -> str:
 
 def asks_from(here: Site, source: str) -> None:
     url = f"http://{here.lab.vips[0]}:{PORT}/health"
-    done = here.run("client", "curl", "-sS", "-m", "30", "--interface", source, "-f", url)
+    done = here.run("client", "curl", "-sS", "-m", "60", "--interface", source, "-f", url)
     assert done.returncode == 0, done.stderr
 
 
@@ -165,7 +177,7 @@ def test_what_the_client_said_in_its_syn_holds(here: Site) -> None:
     source = newcomer(here, 0)
     hold = f"""
 import socket, sys
-one = socket.create_connection(("{here.lab.vips[0]}", {PORT}), 30, ("{source}", 0))
+one = socket.create_connection(("{here.lab.vips[0]}", {PORT}), 60, ("{source}", 0))
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -260,7 +272,7 @@ def test_in_a_flood_clients_get_cookies_and_servers_no_syns(here: Site) -> None:
     wait_until("nobody is challenged", lambda: not service(here)["challenges_clients"])
     with flooded(here, vip):
         wait_until("cookies are given", lambda: service(here)["gives_cookies"])
-        syns, taken = syns_seen(here), service(here)["cookie_connections_total"]
+        syns, taken = syns_settled(here), service(here)["cookie_connections_total"]
         challenged = drops(here, "web")["challenged"]
         for number in range(30, 40):
             asks_from(here, newcomer(here, number))

@@ -70,7 +70,7 @@ def asks(here: Site, client: str, vip: Any) -> float:
     """Connect, ask and be answered; how long the connection took, in seconds."""
     host = f"[{vip}]" if vip.version == 6 else str(vip)
     done = here.run(
-        client, "curl", "-sS", "-m", "30", "-o", "/dev/null", "-w", "%{http_code} %{time_connect}",
+        client, "curl", "-sS", "-m", "60", "-o", "/dev/null", "-w", "%{http_code} %{time_connect}",
         f"http://{host}:{PORT}/health",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

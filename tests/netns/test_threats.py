@@ -83,9 +83,10 @@ def crowd(here: Site) -> Iterator[None]:
         assert process.returncode == 0, "an honest client lost its connection"
 
 
-def answers(here: Site, client: str) -> bool:
+def answers(here: Site, client: str, connect_s: int = 60) -> bool:
     url = f"http://{here.lab.vips[0]}/health"
-    command = ("curl", "-sS", "--connect-timeout", "3", "-m", "60", "-o", "/dev/null", url)
+    limits = ("--connect-timeout", str(connect_s), "-m", "60")
+    command = ("curl", "-sS", *limits, "-o", "/dev/null", url)
     return bool(here.run(client, *command).returncode == 0)
 
 
@@ -138,7 +139,7 @@ def test_slow_heads_are_a_threat_and_blocked_and_nobody_else_is(here: Site) -> N
         assert block["prefix"] == attacker
         assert block["why"].startswith("detected: web: ")
         wait_until("it is counted", lambda: guard(here)["threats_blocked_total"] == 1)
-        wait_until("its packets are dropped", lambda: not answers(here, "client"))
+        wait_until("its packets are dropped", lambda: not answers(here, "client", 3))
         assert answers(here, "client2")
         kinds = [each["event"] for each in here.get("/v1/events")["events"]]
         assert "blocked a source" in kinds

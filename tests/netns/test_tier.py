@@ -81,7 +81,7 @@ def keyed(
     to_other = other.at
     with tier(
         folder, engine.at, keys=str(keys),
-        limits={"requests_per_minute": 1000, "body": "1MiB", "head_timeout": "5s"},
+        limits={"requests_per_minute": 1000, "body": "1MiB", "head_timeout": "10s"},
         routes=[
             {"path": "/v1/embeddings", "engines": to_other},
             {"model": "llama-*", "engines": to_other},
@@ -127,8 +127,12 @@ def test_a_file_of_keys_that_is_wrong_changes_nothing_and_is_named(keyed: TierUn
     key = keyed.add_key("carol")
     path = Path(keyed.document["keys"])
     good = path.read_text()
+    # At once, as an editor does it: a file that is empty for a moment has no keys, which is right.
+    fresh = path.with_name("fresh")
+    fresh.touch(mode=0o600)
+    fresh.write_text(f"{good}dave no-hash\n")
     try:
-        path.write_text(f"{good}dave no-hash\n")
+        fresh.rename(path)
         wait_until("the problem is shown", lambda: keyed.status()["problems"])
         (problem,) = keyed.status()["problems"]
         assert f"{path}:{len(good.splitlines()) + 1}" in problem
@@ -190,7 +194,8 @@ def test_so_many_requests_are_answered_at_once(keyed: TierUnderTest, engine: Eng
         for each in threads:
             each.join()
     assert found == [200, 200]
-    assert keyed.ask("/", key=key)[0] == 200
+    # HAProxy gives a place back after the last byte of the answer.
+    wait_until("there is room again", lambda: keyed.ask("/", key=key)[0] == 200)
 
 
 def test_bodies_without_end_and_beyond_the_limit_are_refused(keyed: TierUnderTest):
@@ -262,7 +267,8 @@ def test_all_of_it_is_in_the_metrics(keyed: TierUnderTest):
             for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
         }
 
-    wait_until("a refusal is counted", lambda: page()['steelyard_tier_refused_total{why="key"}'])
+    refused = 'steelyard_tier_refused_total{why="key"}'
+    wait_until("a refusal is counted", lambda: page().get(refused))
     found = page()
     assert found["steelyard_tier_up"] == 1
     assert found['steelyard_tier_answers_total{status="4xx"}'] >= 1
@@ -299,6 +305,7 @@ def test_streams_go_on_over_reloads_and_new_ones_get_the_new_configuration(
 
     def stream() -> None:
         connection = open_.connect()
+        connection.sock.settimeout(600)  # nothing comes while the configuration changes
         connection.request("GET", "/stream")
         answer = connection.getresponse()
         first = answer.readline()
@@ -317,10 +324,12 @@ def test_streams_go_on_over_reloads_and_new_ones_get_the_new_configuration(
             open_.reload()
             wait_until("the new route serves",
                        lambda at=number: open_.ask(f"/{at}")[2]["engine"] == "other")  # fmt: skip
-        found = open_.status()
-        assert found["reloads_total"] == 4
-        assert found["leaving"]["connections"] >= STREAMS, "of the first worker"
-        assert "more at older workers" in open_.lbctl("status").stdout
+        assert open_.status()["reloads_total"] == 4
+        # A worker that takes long to say how many it has is left out.
+        wait_until("the first worker has them",
+                   lambda: open_.status()["leaving"]["connections"] >= STREAMS)  # fmt: skip
+        wait_until("lbctl shows them",
+                   lambda: "more at older workers" in open_.lbctl("status").stdout)  # fmt: skip
     finally:
         engine.release.set()
         for each in threads:
@@ -366,12 +375,12 @@ def test_certificates_are_exchanged_while_clients_shake_hands(open_: TierUnderTe
 def test_a_certificate_that_is_wrong_is_named_and_the_others_are_served(open_: TierUnderTest):
     before = serial(open_)
     pair = open_.authority.issue("lost", "/CN=lost")
-    wrong = open_.certificates / "wrong.pem"
-    wrong.touch(mode=0o600)
-    wrong.write_bytes(
-        pair.certificate.read_bytes()
-        + open_.authority.issue("another", "/CN=another").key.read_bytes()
-    )
+    another = open_.authority.issue("another", "/CN=another")
+    # At once: while the file is empty, something else is wrong with it.
+    wrong, fresh = open_.certificates / "wrong.pem", open_.certificates / ".wrong"
+    fresh.touch(mode=0o600)
+    fresh.write_bytes(pair.certificate.read_bytes() + another.key.read_bytes())
+    fresh.rename(wrong)
     wait_until("it is named", lambda: open_.status()["problems"])
     (problem,) = open_.status()["problems"]
     assert "wrong.pem" in problem
@@ -422,9 +431,14 @@ def test_a_file_that_is_wrong_is_refused_and_the_old_one_goes_on(open_: TierUnde
 def test_haproxy_comes_back_when_it_is_killed(open_: TierUnderTest):
     before = open_.haproxies()
     for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    wait_until("another HAProxy serves",
-               lambda: open_.serves() and not set(before) & set(open_.haproxies()))  # fmt: skip
+        with contextlib.suppress(ProcessLookupError):  # a worker ends with its master
+            os.kill(pid, signal.SIGKILL)
+
+    def others_serve() -> bool:
+        now = open_.haproxies()
+        return bool(now) and not set(before) & set(now) and open_.serves()
+
+    wait_until("another HAProxy serves", others_serve)
     assert open_.ask("/")[0] == 200
 
 
@@ -514,11 +528,12 @@ def test_the_balancer_chooses_a_server_for_each_request_and_sees_its_prompt(tmp_
             wait_until("the kernel has seen each prompt's answer",
                        lambda: sum(answered()) >= REQUESTS)  # fmt: skip
             assert all(answered()), "every server had some of one client's requests"
-            wait_until("the balancer's status shows the tier", lambda: known(lab)["load"])
-            assert known(lab)["problems"] == []
+            wait_until("the balancer's status shows the tier, and that it is well",
+                       lambda: (shown := known(lab))["load"] and not shown["problems"])  # fmt: skip
             (made.certificates / "broken.pem").write_text("no certificate")
-            wait_until("it shows what is wrong with it", lambda: known(lab)["problems"])
-            assert "broken.pem" in known(lab)["problems"][0]
+            wait_until("it shows what is wrong with it",
+                       lambda: any("broken.pem" in each
+                                   for each in known(lab)["problems"]))  # fmt: skip
             made.stop()
             wait_until("no tier is left", lambda: known(lab)["load"] is None)
 
@@ -595,7 +610,7 @@ def engines(lab: Site, made: TierUnderTest, bodies: Sequence[Any]) -> list[str]:
             "-w", "%header{x-backend}\\n", "--data-binary", f"@{file}",
             f"https://{HOST}:{made.port}/",
         ]  # fmt: skip
-    done = lab.run("client", "curl", "--fail-early", *words)
+    done = lab.run("client", "curl", "--fail-early", *words, timeout_s=600)
     assert done.returncode == 0, done
     return done.stdout.split()
 
@@ -782,8 +797,9 @@ def test_the_proxies_are_those_of_a_file_that_is_read_again(tmp_path: Path, engi
         theirs.write_text("127.0.0.0/8\n")
         theirs.rename(ours)
         wait_until("it is trusted again", lambda: through(made, front) == "127.0.0.9")
+        # HAProxy has the proxies before the agent has noted that all is well.
+        wait_until("nothing is wrong any more", lambda: made.status()["problems"] == [])
         assert made.status()["reloads_total"] == workers
-        assert made.status()["problems"] == []
 
 
 def test_an_nginx_in_front_says_who_the_client_is(tmp_path: Path, engine: Engine):

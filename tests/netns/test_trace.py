@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from agent.dataplane import abi, libbpf, pins
 from lbctl.lab import processes
 from tests.netns.site import Site, site, wait_until
+
+LATE_US = 50_000  # what comes before that is not taken for an answer
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +94,17 @@ def asked_for(lab: Site) -> int:
 
 def test_a_connection_is_told_from_pick_to_close(lab: Site, tmp_path: Path) -> None:
     with following(lab, tmp_path, "service", "web", "and", "tcp") as trace:
+        begun = time.monotonic()
         backend = fetch(lab, "/slow?seconds=0.4&chunks=2")  # the head at once, then it works
         wait_until("three events", lambda: len(trace.events) >= 3)
+        most_us = 1e6 * (time.monotonic() - begun)
     pick, answer, close = trace.events
     assert [each["event"] for each in trace.events] == ["pick", "answer", "close"]
     assert {each["backend"] for each in trace.events} == {backend}
     assert {each["client_port"] for each in trace.events} == {pick["client_port"]}
     assert 40 < answer["waited_bytes"] < 400  # curl's request
-    assert 200_000 <= answer["waited_us"] < 5_000_000
+    # A head that a busy server sends later than that is taken for the answer.
+    assert LATE_US <= answer["waited_us"] <= most_us
     assert close["tcp_flags"] == "F."
     assert trace.process.returncode == 0
     assert trace.said("3 events, 0 lost")

@@ -189,7 +189,7 @@ class TierUnderTest:
 
     def status(self) -> Any:
         """What `lbctl tier status` shows."""
-        return Client(self.socket).get("/v1/tier")
+        return Client(self.socket, 60).get("/v1/tier")
 
     @property
     def run(self) -> Path:

@@ -104,7 +104,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Live:
         async def both() -> None:
             parts = Parts(tmp_path, monkeypatch)
             agent = asyncio.create_task(module.run(tmp_path / "agent.yaml"))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 await story(parts, agent)
 
         asyncio.run(both())
@@ -118,7 +118,7 @@ def send(number: signal.Signals) -> None:
 
 async def ended(agent: asyncio.Task[None]) -> None:
     """Wait until an agent has ended by itself: a cancelled one could look as if it had."""
-    done, _ = await asyncio.wait([agent], timeout=30)
+    done, _ = await asyncio.wait([agent], timeout=90)
     assert done
     agent.result()
 

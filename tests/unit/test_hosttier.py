@@ -21,6 +21,12 @@ LOAD = {
 ANSWER = {"problems": [], "load": LOAD}
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute for whatever answers, however slow the host is."""
+    monkeypatch.setattr("agent.hosttier.ANSWER_S", 60.0)
+
+
 def test_rates_are_what_was_counted_since_the_look_before() -> None:
     status, totals = understood(ANSWER, None, 100.0)
     assert status == TierStatus((), TierLoad(40, 12, 3, 0.0, 0.0, 0.0))

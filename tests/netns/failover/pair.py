@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -136,7 +137,7 @@ class Pair:
                 return seen == [set(kinds)]
 
             try:
-                wait_until(f"{balancer.name} names {kinds}", names_them, 60.0)
+                wait_until(f"{balancer.name} names {kinds}", names_them)
             except AssertionError as error:
                 error.add_note(f"at last it named {seen}, and the roles were {self.roles()}")
                 raise
@@ -242,7 +243,12 @@ def pair(**options: Any) -> Iterator[Pair]:
         for backend in here.lab.nodes(Role.BACKEND):
             command = [str(tool), "serve", str(RUSH_PORT)]
             processes.start(here.lab.run_dir, f"{backend.name}-rush", backend.namespace, command)
+            wait_until(f"{backend.name} serves", functools.partial(_serves, here, backend))
         yield Pair(here.lab)
+
+
+def _serves(here: Site, backend: Node) -> bool:
+    return bool(here.run(backend.name, "ss", "-Hltn", f"sport = :{RUSH_PORT}").stdout)
 
 
 def _with_more(make: Callable[[Lab, Node], dict[str, Any]]) -> Callable[..., dict[str, Any]]:

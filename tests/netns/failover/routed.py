@@ -63,7 +63,7 @@ class Routed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
             env=processes.environment(self.run_dir),
         )
         assert done.returncode == 0, f"{node}: {' '.join(command)}: {done.stderr or done.stdout}"
@@ -106,7 +106,7 @@ class Routed:
             return ends <= {flow["client_port"] for flow in flows}
 
         for balancer in BALANCERS:
-            wait_until(f"{balancer} knows {len(ends)} flows", lambda at=balancer: known(at), 60.0)
+            wait_until(f"{balancer} knows {len(ends)} flows", lambda at=balancer: known(at))
 
     def set_scheduler(self, scheduler: str) -> None:
         """Of all services, on both balancers."""
@@ -331,7 +331,7 @@ def agent_document(made: Routed, balancer: str) -> dict[str, Any]:
                 "interval": "500ms",
                 "timeout": "500ms",
                 "rise": 1,
-                "fall": 6,
+                "fall": 8,
             },
         },
         "services": services,

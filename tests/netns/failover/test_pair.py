@@ -219,7 +219,7 @@ def restart_failover(here: Pair, node: Node) -> None:
 def stop_failover(here: Pair, node: Node) -> None:
     pid = processes.pid_of(here.lab.run_dir, failover.process_of(node))
     assert pid is not None
-    processes.stop(here.lab.run_dir, [pid], grace_s=20.0)
+    processes.stop(here.lab.run_dir, [pid], grace_s=60.0)
 
 
 def kill_failover(here: Pair, node: Node) -> None:

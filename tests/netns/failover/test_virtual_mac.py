@@ -78,8 +78,8 @@ def test_a_failover_changes_no_neighbours_entry(net: Switched) -> None:
     known = {str(vip): mac for vip, mac in MACS.items()}
     with ours(net, "a", "b") as (first, second), listening(net) as heard:
         # A process of a busy host may stand still, and here nobody may be master by mistake.
-        first.configure(VIRTUAL | {"priority": 150, "advert_interval": "200ms"})
-        second.configure(VIRTUAL | {"priority": 100, "advert_interval": "200ms"})
+        first.configure(VIRTUAL | {"priority": 150, "advert_interval": "1s"})
+        second.configure(VIRTUAL | {"priority": 100, "advert_interval": "1s"})
         first.start()
         await_master(first)
         second.start()

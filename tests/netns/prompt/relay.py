@@ -23,7 +23,7 @@ from tests.netns.prompt.tap import packet_socket, parse
 
 _OUTGOING = 4  # PACKET_OUTGOING: what the relay itself has sent
 _FAR = "far"
-_HELD_S = 0.02  # a held frame goes on when two others have passed, or after that
+_HELD_S = 0.02  # a held frame goes on when two others have passed, or after that in a pause
 _HELD_FRAMES = 2
 
 
@@ -70,13 +70,16 @@ class Relay:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            busy: list[_Direction] = []
             for key, _ in self._ready.select(_HELD_S / 2):
                 way: _Direction = key.data
+                busy.append(way)
                 frame, address = way.source.recvfrom(65_535)
                 if address[2] != _OUTGOING:
                     self._take(way, frame)
             for way in self._ways:
-                while way.held and way.held[0][0] <= time.monotonic():
+                # If this thread stood still, the frames that overtake may be waiting here.
+                while way not in busy and way.held and way.held[0][0] <= time.monotonic():
                     way.target.send(way.held.pop(0)[2])
 
     def _take(self, way: _Direction, frame: bytes) -> None:

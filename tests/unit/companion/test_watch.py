@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from agent.companion import watch
+from agent.companion import page, watch
 from agent.companion.keys import read_keys
 from agent.companion.page import PATH, Status, rendered
 from agent.companion.watch import MISSES, Companions
@@ -125,8 +125,11 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute for whatever answers, however slow the host is."""
+    """A minute for whatever answers, however slow the host is; between an answer's time and when
+    it is read, too.
+    """
     monkeypatch.setattr(watch, "TIMEOUT_S", 60.0)
+    monkeypatch.setattr(page, "CLOCKS_APART_S", 25.0)
 
 
 def names(path: Path) -> tuple[str, ...]:

@@ -9,10 +9,13 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from agent import guarded
 from agent.api.client import Client, Server
+from agent.remote import forward
 from agent.remote import run as remotes
 from agent.remote.run import Remote
 from tests.pki import Authority, Pair
@@ -100,7 +103,7 @@ def client(remote: Remote, pair: Pair, authority: Authority | None) -> Client:
     """lbctl's client, with a certificate."""
     assert remote.port is not None
     trusted = None if authority is None else authority.certificate
-    return Client(Server("127.0.0.1", remote.port, *pair, trusted), 20.0)
+    return Client(Server("127.0.0.1", remote.port, *pair, trusted), 60.0)
 
 
 async def get(remote: Remote, pair: Pair, authority: Authority, path: str = "/v1/status") -> Any:
@@ -111,6 +114,14 @@ async def get(remote: Remote, pair: Pair, authority: Authority, path: str = "/v1
 def body_of(asked: tuple[str, str, dict[str, str], bytes]) -> Any:
     """Return the JSON that was sent."""
     return json.loads(asked[3])
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute for whatever answers, however slow the host is."""
+    monkeypatch.setattr(remotes, "_ASK", aiohttp.ClientTimeout(total=60.0))
+    monkeypatch.setattr(forward, "_CONNECT_S", 60.0)
+    monkeypatch.setattr(guarded, "HEAD_S", 60.0)
 
 
 @pytest.fixture(autouse=True)

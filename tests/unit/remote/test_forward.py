@@ -84,7 +84,7 @@ def ask(
 ) -> tuple[int, bytes]:
     assert remote.port is not None
     connection = http.client.HTTPSConnection(
-        "127.0.0.1", remote.port, context=client_context(authority, pair), timeout=20
+        "127.0.0.1", remote.port, context=client_context(authority, pair), timeout=60
     )
     try:
         connection.request(method, target, headers=headers)
