@@ -222,9 +222,12 @@ class Core:
         """
         while True:
             await asyncio.sleep(SPEEDS_TOLD_S)
-            for speeds in self.weigher.speeds():
-                self.pair.tell_speeds(speeds)
-                await asyncio.sleep(0)  # thousands of backends take a while
+            try:
+                for speeds in self.weigher.speeds():
+                    self.pair.tell_speeds(speeds)
+                    await asyncio.sleep(0)  # thousands of backends take a while
+            except Exception:  # the task's root: a defect here must not end the agent
+                log.exception("telling the learned speeds broke")
 
     def _seen(self) -> tuple[Situation, TableContents]:
         return self.now.situation, self.now.contents
