@@ -67,8 +67,8 @@ class Callbacks:
     ``take`` and ``give`` serve the peer's requests and raise SteelyardError if they are not done.
     ``presence`` returns what the peer is to know about this node. ``heard`` is called after each
     heartbeat of the peer. ``blocks`` returns all blocks of sources that are known here, and
-    ``blocked`` is called with those that the peer sends. ``sped`` is called with what the peer has
-    learned of backends' speeds.
+    ``blocked`` is called with those that the peer sends. ``speeds_heard`` is called
+    with what the peer has learned of backends' speeds.
     """
 
     take: Callback
@@ -77,7 +77,7 @@ class Callbacks:
     heard: Callable[[], None] = field(default=lambda: None)
     blocks: Callable[[], Blocks] = field(default=dict)
     blocked: Callable[[Blocks], None] = field(default=lambda _blocks: None)
-    sped: Callable[[Speeds], None] = field(default=lambda _speeds: None)
+    speeds_heard: Callable[[Speeds], None] = field(default=lambda _speeds: None)
 
 
 class Ended(Exception):  # noqa: N818 (every stream ends)
@@ -262,7 +262,7 @@ class Link:
         elif kind is Kind.BLOCKS:
             self._callbacks.blocked(messages.unpack_blocks(payload))
         elif kind is Kind.SPEEDS:
-            self._callbacks.sped(messages.unpack_speeds(payload))
+            self._callbacks.speeds_heard(messages.unpack_speeds(payload))
         elif kind is Kind.RESYNC:
             self._out.resync()
         elif kind is Kind.ANSWER:

@@ -62,7 +62,7 @@ class FlowSync:
     become master; both return an answer in words, or raise SteelyardError. ``presence`` returns
     what this node announces to its peers, and ``heard`` is called after each heartbeat of a peer.
     ``blocks`` returns all blocks of sources that are known here; ``blocked`` is called with those
-    that a peer sends, and ``sped`` with what a peer has learned of backends' speeds.
+    that a peer sends, and ``speeds_heard`` with what a peer has learned of backends' speeds.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FlowSync:
         heard: Callable[[], None] = lambda: None,
         blocks: Callable[[], Blocks] = dict,
         blocked: Callable[[Blocks], None] = lambda _blocks: None,
-        sped: Callable[[Speeds], None] = lambda _speeds: None,
+        speeds_heard: Callable[[Speeds], None] = lambda _speeds: None,
     ) -> None:
         self.problem = ""  # why peers cannot connect to us, or empty
         self.strangers: Counter[str] = Counter()  # connections refused without a handshake
@@ -87,7 +87,7 @@ class FlowSync:
         self._flows = flows
         self._on_take, self._on_give = on_take, on_give
         self._presence, self._heard = presence, heard
-        self._blocks, self._blocked, self._sped = blocks, blocked, sped
+        self._blocks, self._blocked, self._speeds_heard = blocks, blocked, speeds_heard
         self._peers: dict[Address, Peer] = {}
         self._running: dict[Address, asyncio.Task[None]] = {}
         self._servers: list[asyncio.Server] = []
@@ -254,7 +254,7 @@ class FlowSync:
                 self._heard,
                 self._blocks,
                 self._blocked,
-                self._sped,
+                self._speeds_heard,
             )
             peer = Peer(address, self._settings, self._greeter, self._flows(address), callbacks)
             self._peers[address] = peer

@@ -72,7 +72,7 @@ class Pair:
     ``word`` returns the agent's own part of the heartbeat to the failover process. ``contents``
     returns what the tables hold now, ``hop_of`` the next hop to an address, and ``complete``
     whether the tables have all backends that the checks have found. ``blocks``, ``blocked`` and
-    ``sped`` are passed to ``FlowSync``.
+    ``speeds_heard`` are passed to ``FlowSync``.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Pair:
         complete: Callable[[], bool] = lambda: True,
         blocks: Callable[[], Blocks] = dict,
         blocked: Callable[[Blocks], None] = lambda _blocks: None,
-        sped: Callable[[Speeds], None] = lambda _speeds: None,
+        speeds_heard: Callable[[Speeds], None] = lambda _speeds: None,
     ) -> None:
         self._complete = complete
         # While it is held, the packet path takes no new flows.
@@ -111,25 +111,19 @@ class Pair:
         self._exchanges: dict[Address, Exchange] = {}  # by peer
         self._handed_s = -STRAGGLERS_S  # when this node last handed over
         self.mastership = Mastership(self._whole_status, lambda: self._sync.beat())
-        node = node_of(dataplane, contents, self.mastership.is_behind)
-
-        def flows(peer: Address) -> Exchange:
-            exchange = Exchange(node, Kept.of(dataplane.pins, peer, len(dataplane.tables.flows)))
-            self._exchanges[peer] = exchange
-            return exchange
-
+        self._node = node_of(dataplane, contents, self.mastership.is_behind)
         self._sync = FlowSync(
             SyncSettings(),
             b"",
             "",
-            flows,
+            self._exchange,
             self._take,
             self._give,
             self._presence,
             self._heard,
             blocks,
             blocked,
-            sped,
+            speeds_heard,
         )
         self.tell_blocks = self._sync.tell_blocks
         self.tell_speeds = self._sync.tell_speeds
@@ -138,6 +132,12 @@ class Pair:
         self._new_flows = Established(lambda: ring_of(dataplane), self._sync.name)
         self._detour = Detour(dataplane, self._sync.others, hop_of)
         self._peers: Peers | None = None
+
+    def _exchange(self, peer: Address) -> Exchange:
+        """Make the exchange of flows with a peer, and remember it."""
+        pins, slots = self._dataplane.pins, len(self._dataplane.tables.flows)
+        exchange = self._exchanges[peer] = Exchange(self._node, Kept.of(pins, peer, slots))
+        return exchange
 
     async def aim(self, config: Config) -> None:
         """Follow a configuration, at the start or after a reload."""

@@ -9,8 +9,9 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from agent import guarded
 from agent.api.listen import UnixListener, listen_unix
-from agent.errors import SteelyardError
+from agent.errors import ConfigError, SteelyardError
 from agent.files import stamp, write_atomically
 from agent.humanise import endpoint
 from agent.logs import get_logger
+from agent.model import Network
 from agent.notify import Notifier, catch_signals, work_until
 from agent.tier import certificates, keys, render, traffic
 from agent.tier.certificates import Certificate
@@ -102,7 +104,7 @@ class Supervisor:
             try:
                 self.problems = await self._bring()
             except SteelyardError as error:
-                self.problems = (str(error).replace("\n  remedy", "; remedy"),)
+                self.problems = (_on_one_line(error),)
             await self._count()
         for each in self.problems:
             if each not in self._said:
@@ -132,7 +134,8 @@ class Supervisor:
             return self._taken[1]
         self._taken = None
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
-        wanted = await asyncio.to_thread(self._wanted, found, not written.sources)
+        proxies, problem = await asyncio.to_thread(self._proxies)
+        wanted = await asyncio.to_thread(self._wanted, found, proxies, not written.sources)
         before = self.current
         if before is None or not runs or _needs_worker(before, wanted):
             await self._renew(wanted, runs)
@@ -140,7 +143,7 @@ class Supervisor:
             await self._adjust(before, wanted)
         self.current = wanted
         self.seen.ends_s = {name: each.end_s for name, each in wanted.certificates.items()}
-        problems = (*found.problems, *([written.sources] if written.sources else ()))
+        problems = (*found.problems, *(each for each in (written.sources, problem) if each))
         self._taken = (written, problems)
         return problems
 
@@ -158,7 +161,24 @@ class Supervisor:
         asked = self.tier.client_certificates
         return () if asked is None else (asked.ca_file, asked.crl_file)
 
-    def _wanted(self, found: certificates.Found, keeps_sessions: bool) -> Wanted:
+    def _proxies(self) -> tuple[Sequence[Network] | None, str]:
+        """Return the trusted proxies, and what is wrong with their files: then those of before go
+        on, and a key that is removed meanwhile is removed all the same.
+        """
+        behind, before = self.tier.behind, self.current.maps if self.current else {}
+        try:
+            return (proxies_of(behind) if behind else None), ""
+        except ConfigError as error:
+            if render.PROXIES not in before:
+                raise
+            return [ip_network(each) for each in before[render.PROXIES]], _on_one_line(error)
+
+    def _wanted(
+        self,
+        found: certificates.Found,
+        proxies: Sequence[Network] | None,
+        keeps_sessions: bool,
+    ) -> Wanted:
         tier = self.tier
         served = {each.name: each for each in certificates.kept(found, self.files.certificates)}
         if not served or (tier.default_certificate or next(iter(served))) not in served:
@@ -168,7 +188,6 @@ class Supervisor:
                 remedy="; ".join(found.problems) or "put the certificate and its key there",
             )
         known = keys.read(tier.keys) if tier.keys else None
-        proxies = proxies_of(tier.behind) if tier.behind else None
         return Wanted(
             render.rendered(tier, tier.folder, keeps_sessions=keeps_sessions),
             keeps_sessions,
@@ -300,6 +319,10 @@ class Supervisor:
             "limits": {limit: getattr(tier.limits, limit) for limit in keys.LIMITS},
             "usage": usage,
         }
+
+
+def _on_one_line(error: SteelyardError) -> str:
+    return str(error).replace("\n  remedy", "; remedy")
 
 
 def _needs_worker(before: Wanted, wanted: Wanted) -> bool:

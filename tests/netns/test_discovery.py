@@ -104,15 +104,16 @@ def up(here: Site) -> list[str]:
 def stay(here: Site) -> None:
     """Check that nobody has taken the first two away.
 
-    Once, one of them was not up for another reason, which was not recorded. The warning names it if
-    that happens again.
+    Nor was one of them ejected: it was once blamed for the connections of the last one of its name.
+    A check that is late is no failure.
     """
     found = named(here)
     why = ("state", "reason", "health", "health_reason", "since_s")
     told = {name: [one[key] for key in why] for name, one in found.items()}
     assert found.keys() >= {"be1", "be2"}, told
-    assert {found[name]["state"] for name in ("be1", "be2")} & {"drain", "maintenance"} == set()
-    if {found[name]["state"] for name in ("be1", "be2")} != {"up"}:
+    states = {found[name]["state"] for name in ("be1", "be2")}
+    assert not states & {"drain", "maintenance", "ejected"}, told
+    if states != {"up"}:
         warnings.warn(f"a server that nobody took away is not up: {told}", stacklevel=2)
     wait_until("both are up", lambda: up(here) == ["be1", "be2"])
 

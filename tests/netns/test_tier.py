@@ -794,6 +794,10 @@ def test_the_proxies_are_those_of_a_file_that_is_read_again(tmp_path: Path, engi
         wait_until("what is wrong is named", lambda: made.status()["problems"])
         assert "name no proxy" in made.status()["problems"][0]
         assert through(made, made.port) == "127.0.0.9", "nothing has changed"
+        old = serial(made)
+        made.certify()
+        wait_until("the rest is exchanged all the same", lambda: serial(made) != old)
+        assert "name no proxy" in made.status()["problems"][0]
         theirs.write_text("127.0.0.0/8\n")
         theirs.rename(ours)
         wait_until("it is trusted again", lambda: through(made, front) == "127.0.0.9")

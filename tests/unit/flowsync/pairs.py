@@ -141,7 +141,7 @@ class Node:
     heard: Callable[[], None] = lambda: None
     blocks: Blocks = field(default_factory=dict)
     blocked: list[Blocks] = field(default_factory=list)  # what the other has told
-    sped: list[Speeds] = field(default_factory=list)  # likewise
+    speeds_heard: list[Speeds] = field(default_factory=list)  # likewise
     sync: FlowSync | None = None
     task: asyncio.Task[None] | None = None
 
@@ -157,7 +157,7 @@ class Node:
             lambda: self.heard(),
             lambda: self.blocks,
             self.blocked.append,
-            self.sped.append,
+            self.speeds_heard.append,
         )
         (work,) = self.sync.tasks().values()
         self.task = asyncio.create_task(work)

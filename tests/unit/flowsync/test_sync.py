@@ -614,10 +614,12 @@ def test_what_was_learned_is_told_in_frames_of_any_number() -> None:
 
             def is_told() -> bool:
                 one.sync.tell_speeds(many)  # until the other has said that it takes it
-                return bool(two.sped)
+                return bool(two.speeds_heard)
 
             await until("told", is_told)
-            await until("all of it", lambda: {k: v for t in two.sped for k, v in t.items()} == many)
-            assert one.sped == []
+            await until(
+                "all of it", lambda: {k: v for t in two.speeds_heard for k, v in t.items()} == many
+            )
+            assert one.speeds_heard == []
 
     asyncio.run(run())
