@@ -30,6 +30,7 @@ _ANSWER_S = 10.0
 _OLD_ANSWER_S = 0.5  # it is no matter for those who ask the newest worker
 _RELOAD_S = 60.0  # 10,000 certificates take a while
 _START_S = 10.0
+_SILENT_S = 0.5  # a master refuses connections at its start and in each reload, for some 50 ms
 _MOST_BYTES = 64 << 20
 _MAP_LINES = 500  # entries in one command; HAProxy's buffer is 64 KiB
 _PEM_BYTES = 60_000
@@ -164,10 +165,22 @@ class Proxy:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._child: asyncio.subprocess.Process | None = None  # the master, if it was started here
 
     async def runs(self) -> bool:
-        """Return whether a master answers."""
-        return await self._master() is not None
+        """Return whether HAProxy runs.
+
+        Raises ProxyError if it does and its master does not answer: a second one must not start.
+        """
+        if await self._master() is not None:
+            return True
+        if self._child is not None and self._child.returncode is None:
+            raise ProxyError(
+                "HAProxy runs, but its master does not answer", where=str(self._files.master),
+                remedy="it is asked again in a moment; see its log, and if it hangs, "
+                f"kill -KILL {self._child.pid}",
+            )  # fmt: skip
+        return False
 
     async def start(self) -> None:
         """Start HAProxy with the written configuration, in a session of its own.
@@ -175,7 +188,7 @@ class Proxy:
         Raises ProxyError if it does not come up.
         """
         loop = asyncio.get_running_loop()
-        child = await asyncio.create_subprocess_exec(
+        child = self._child = await asyncio.create_subprocess_exec(
             program(), "-W", "-f", str(self._files.config),
             "-S", f"{self._files.master},mode,600",
             stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
@@ -183,8 +196,9 @@ class Proxy:
         until_s = loop.time() + _START_S
         while loop.time() < until_s and child.returncode is None:
             with contextlib.suppress(ProxyError):
-                await self.ask("show version")
-                return
+                await self.ask("show version")  # the worker, which is there before its master
+                if await self._master() is not None:
+                    return
             await asyncio.sleep(0.05)
         raise ProxyError(
             "HAProxy does not come up", where=str(self._files.config),
@@ -208,13 +222,21 @@ class Proxy:
                 await asyncio.sleep(0.05)
 
     async def _master(self) -> int | None:
-        """Return the process id of the master; None: none answers."""
-        try:
-            said = await self._ask(self._files.master, "show proc")
-        except ProxyAbsentError:
-            return None
-        found = re.search(r"^(\d+)\s+master\b", said, re.MULTILINE)
-        return None if found is None else int(found[1])
+        """Return the process id of the master; None: none answers. Raises ProxyError."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + (_SILENT_S if self._files.master.exists() else 0)
+        while True:
+            try:
+                said = await self._ask(self._files.master, "show proc")
+                found = re.search(r"^(\d+)\s+master\b", said, re.MULTILINE)
+                return None if found is None else int(found[1])
+            except ProxyAbsentError:
+                if loop.time() >= until_s:
+                    return None
+            except ProxyError:
+                if loop.time() >= until_s:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def leaving(self) -> tuple[int, ...]:
         """Return the connections of each worker that a reload has replaced, and that answers its
