@@ -9,9 +9,8 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from agent.errors import ConfigError, SteelyardError
 from agent.files import stamp, write_atomically
 from agent.humanise import endpoint
 from agent.logs import get_logger
-from agent.model import Network
 from agent.notify import Notifier, catch_signals, work_until
 from agent.tier import certificates, keys, render, traffic
 from agent.tier.certificates import Certificate
@@ -41,6 +39,8 @@ from agent.tier.settings import Tier, engines_of, load, proxies_of
 log = get_logger()
 
 LOOK_S = 2.0  # between looks at the files and at HAProxy
+WRITTEN_S = 1.0  # a file that was not written for so long is whole
+MOST_WAITS = 5  # looks that a file which is always being written may hold up
 STOP_S = 5.0  # for open requests, when it was told to stop together with HAProxy
 
 
@@ -57,10 +57,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """All that `Wanted` is made of, by its stamps, and what is wrong with `affinity.sources`."""
+    """All that `Wanted` is made of, by its stamps, and what is wrong with `affinity.sources`.
+
+    ``files``: of the keys, the lists of proxies, and what client certificates are judged by.
+    ``hour``: it is looked at what has expired.
+    """
 
     tier: Tier
-    stamps: tuple[object, ...]
+    certificates: tuple[object, ...]
+    files: tuple[tuple[int, int, int] | None, ...]
+    hour: int
     sources: str
 
 
@@ -78,6 +84,9 @@ class Supervisor:
         self.current: Wanted | None = None
         # What was written when all was taken over, and what was wrong with it.
         self._taken: tuple[Written, tuple[str, ...]] | None = None
+        self._waits = 0  # looks since then at which a file was just being written
+        # What files said when they were last right, and the setting that named them.
+        self._right: dict[str, tuple[object, Any]] = {}
         self._lock = asyncio.Lock()
         self._said: tuple[str, ...] = ()
 
@@ -91,6 +100,7 @@ class Supervisor:
             )  # fmt: skip
         async with self._lock:
             before, self.tier = self.tier, tier
+            self._taken = None  # who asks does not wait until a file has been written
             try:
                 await self._bring()
             except SteelyardError:
@@ -130,53 +140,72 @@ class Supervisor:
         runs = await self.proxy.runs()
         # Thousands of certificates and keys take seconds to read: they are read when they change.
         written = await asyncio.to_thread(self._written)
-        if runs and self._taken is not None and self._taken[0] == written:
-            return self._taken[1]
-        self._taken = None
+        if runs and self._taken is not None:
+            before, problems = self._taken
+            if written == before:
+                return problems
+            if self._waits < MOST_WAITS and is_being_written(before, written, time.time()):
+                self._waits += 1
+                return problems
+        self._taken, self._waits = None, 0
         found = await asyncio.to_thread(certificates.read, self.tier.certificates, time.time())
-        proxies, problem = await asyncio.to_thread(self._proxies)
-        wanted = await asyncio.to_thread(self._wanted, found, proxies, not written.sources)
-        before = self.current
-        if before is None or not runs or _needs_worker(before, wanted):
+        maps, wrong = await asyncio.to_thread(self._maps)
+        wanted = await asyncio.to_thread(self._wanted, found, maps, not written.sources)
+        current = self.current
+        if current is None or not runs or _needs_worker(current, wanted):
             await self._renew(wanted, runs)
-        elif before != wanted:
-            await self._adjust(before, wanted)
+        elif current != wanted:
+            await self._adjust(current, wanted)
         self.current = wanted
         self.seen.ends_s = {name: each.end_s for name, each in wanted.certificates.items()}
-        problems = (*found.problems, *(each for each in (written.sources, problem) if each))
+        problems = (*found.problems, *filter(None, (written.sources, *wrong)))
         self._taken = (written, problems)
         return problems
 
     def _written(self) -> Written:
-        """Return what tells whether there is anything to do; each hour, to see what has expired."""
+        """Return what tells whether there is anything to do."""
         proxies = self.tier.behind.files if self.tier.behind else ()
         others = (self.tier.keys, *proxies, *self._authorities())
         stamps = tuple(stamp(each) for each in others if each is not None)
         folder = certificates.written(self.tier.certificates)
         affinity = self.tier.affinity
         absent = sources_problem(affinity.sources) if affinity else ""
-        return Written(self.tier, (folder, stamps, int(time.time() // 3600)), absent)
+        return Written(self.tier, folder, stamps, int(time.time() // 3600), absent)
 
     def _authorities(self) -> tuple[Path | None, ...]:
         asked = self.tier.client_certificates
         return () if asked is None else (asked.ca_file, asked.crl_file)
 
-    def _proxies(self) -> tuple[Sequence[Network] | None, str]:
-        """Return the trusted proxies, and what is wrong with their files: then those of before go
-        on, and a key that is removed meanwhile is removed all the same.
+    def _maps(self) -> tuple[dict[str, dict[str, str]], list[str]]:
+        """Return the maps of the keys and the proxies, and what is wrong with their files."""
+        tier, behind = self.tier, self.tier.behind
+        known, no_keys = self._last_right("keys", tier.keys, keys.read)
+        proxies, no_proxies = self._last_right("proxies", behind, proxies_of)
+        return render.maps(known, proxies), [no_keys, no_proxies]
+
+    def _last_right[S, T](
+        self, name: str, setting: S | None, read: Callable[[S], T]
+    ) -> tuple[T | None, str]:
+        """Return what the files of a setting say, and what is wrong with them.
+
+        If something is, it is what they said before; so everything else can still change.
         """
-        behind, before = self.tier.behind, self.current.maps if self.current else {}
+        if setting is None:
+            return None, ""
         try:
-            return (proxies_of(behind) if behind else None), ""
+            value = read(setting)
         except ConfigError as error:
-            if render.PROXIES not in before:
+            of, before = self._right.get(name, (None, None))
+            if of != setting:
                 raise
-            return [ip_network(each) for each in before[render.PROXIES]], _on_one_line(error)
+            return before, _on_one_line(error)
+        self._right[name] = (setting, value)
+        return value, ""
 
     def _wanted(
         self,
         found: certificates.Found,
-        proxies: Sequence[Network] | None,
+        maps: Mapping[str, Mapping[str, str]],
         keeps_sessions: bool,
     ) -> Wanted:
         tier = self.tier
@@ -187,12 +216,11 @@ class Supervisor:
                 where=str(tier.certificates),
                 remedy="; ".join(found.problems) or "put the certificate and its key there",
             )
-        known = keys.read(tier.keys) if tier.keys else None
         return Wanted(
             render.rendered(tier, tier.folder, keeps_sessions=keeps_sessions),
             keeps_sessions,
             served,
-            render.maps(known, proxies),
+            maps,
             tuple(stamp(each) for each in self._authorities() if each is not None),
         )
 
@@ -333,6 +361,22 @@ def _needs_worker(before: Wanted, wanted: Wanted) -> bool:
         or before.certificates.keys() != wanted.certificates.keys()
         or before.maps.keys() != wanted.maps.keys()
     )
+
+
+def is_being_written(before: Written, now: Written, now_s: float) -> bool:
+    """Return whether a file is just being written in its place, so that it may be half of one.
+
+    An editor or ``cp`` empties a file first: each client would be refused until the next look.
+    ``now_s``: seconds since the epoch. A file that was put in its place is whole.
+    """
+    if before.tier != now.tier:
+        return False
+    pairs = [pair for pair in zip(before.files, now.files, strict=True) if pair[0] != pair[1]]
+    return any(
+        old is not None and new is not None and old[0] == new[0]
+        and 0 <= now_s - new[1] / 1e9 < WRITTEN_S
+        for old, new in pairs
+    )  # fmt: skip
 
 
 def _write_private(path: Path, data: bytes) -> None:

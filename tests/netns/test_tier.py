@@ -775,6 +775,32 @@ def through(made: TierUnderTest, port: int, **headers: str) -> str:
         connection.close()
 
 
+def test_keys_that_cannot_be_read_hold_nothing_else_up(tmp_path: Path, engine: Engine):
+    keys, fresh = tmp_path / "keys", tmp_path / "fresh"
+    keys.touch(mode=0o600)
+    with tier(tmp_path, engine.at, keys=str(keys)) as made:
+        mine = made.add_key("mine")
+        right = keys.read_text()
+        fresh.touch(mode=0o600)
+        fresh.write_text(f"{right}other not-a-hash\n")
+        fresh.rename(keys)
+        wait_until("what is wrong is named", lambda: made.status()["problems"])
+        assert "the second word for other" in made.status()["problems"][0]
+        assert made.ask(key=mine)[0] == 200, "the keys of before go on"
+        old = serial(made)
+        made.certify()
+        wait_until("a certificate is exchanged all the same", lambda: serial(made) != old)
+        fresh.touch(mode=0o600)
+        fresh.write_text(right)
+        made.write(keys=str(fresh))
+        assert made.reload()["problems"] == [], "another file of keys"
+        keys.rename(fresh)
+        wait_until("what is wrong is named", lambda: made.status()["problems"])
+        made.write(keys=str(keys))
+        assert made.lbctl("reload").returncode == 1, "a file that was never right is refused"
+        assert made.ask(key=mine)[0] == 200
+
+
 def test_the_proxies_are_those_of_a_file_that_is_read_again(tmp_path: Path, engine: Engine):
     """With a list as long as a large CDN's, and exchanged in the worker that runs."""
     ours, theirs = tmp_path / "proxies.txt", tmp_path / "fresh.txt"

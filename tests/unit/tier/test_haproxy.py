@@ -23,18 +23,16 @@ def files(tmp_path: Path) -> Files:
     made.make()
     pair = Authority(tmp_path / "authority").issue("site", "/CN=site")
     made.of_certificate("site").write_bytes(pair.certificate.read_bytes() + pair.key.read_bytes())
-    text = yaml.safe_dump(
-        {
-            "listen": [f"127.0.0.1:{free_port()}"],
-            "engines": "127.0.0.1:9",
-            "certificates": str(made.certificates),
-            "max_connections": 100,
-        }
-    )
-    made.config.write_text(
-        rendered(parse_document(Tier, text, "tier.yaml", lambda _: ()), made.folder)
-    )
+    made.config.write_text(rendered(tier_of(str(made.certificates)), made.folder))
     return made
+
+
+def tier_of(certificates: str) -> Tier:
+    settings = {
+        "listen": [f"127.0.0.1:{free_port()}"], "engines": "127.0.0.1:9",
+        "certificates": certificates, "max_connections": 100,
+    }  # fmt: skip
+    return parse_document(Tier, yaml.safe_dump(settings), "tier.yaml", lambda _: ())
 
 
 def test_one_whose_master_is_silent_is_not_taken_for_absent(files: Files):
