@@ -352,7 +352,7 @@ class Member:
             log.warning("this balancer takes no versions of its fleet", at=self.version, why=why)
             return
         log.info("this balancer follows its fleet again", at=self.version)
-        await self.run_wanted()
+        await self.run_wanted(again=True)
 
     async def _save(self) -> None:
         name = self.fleet.name or ""
@@ -458,20 +458,19 @@ class Member:
         It does not keep the watch from learning what comes next, and is not broken off when that
         ends: a version would be half taken.
         """
-        refused_at = time.monotonic()
+        refused_at, again = time.monotonic(), False
         while True:
             self._learned.clear()
             try:
-                await self.run_wanted()
+                await self.run_wanted(again)
             except Exception:  # the task's root: a defect here must not end the agent
                 log.exception("running the fleet's version broke; it is tried again")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFUSED_AGAIN_S):
                     await self._learned.wait()
-            if self._refused is None:
+            again = self._refused is not None and time.monotonic() - refused_at >= REFUSED_AGAIN_S
+            if again or self._refused is None:
                 refused_at = time.monotonic()
-            elif time.monotonic() - refused_at >= REFUSED_AGAIN_S:
-                self._refused, refused_at = None, time.monotonic()
 
     def _revision(self) -> int:
         return 0 if self._known is None else self._known.revision
@@ -511,8 +510,11 @@ class Member:
         if number != self._rollout_since[0]:
             self._rollout_since = number, time.monotonic()
 
-    async def run_wanted(self) -> None:
-        """Run the version that is active here, unless it runs already, and unchanged."""
+    async def run_wanted(self, again: bool = False) -> None:
+        """Run the version that is active here, unless it runs already, and unchanged.
+
+        ``again``: also one that was refused. It counts as refused until it runs.
+        """
         async with self._taking:
             known = self._known
             if known is None or not known.exists or self.frozen is not None:
@@ -520,12 +522,13 @@ class Member:
             number = known.active.of(self.node)
             if self._refused is not None and self._refused[0] != number:
                 self._refused = None  # nobody asks for that version any more
-            if not number or self._lost(known) or self._refused is not None:
+            if not number or self._lost(known) or (self._refused is not None and not again):
                 return
             documents = known.log.documents(number)
             if documents is None:
                 return  # its key comes with the next change of the watch
             if number == self.version and documents == self.services:
+                self._refused = None
                 return  # what was changed here alone while it was frozen is undone
             try:
                 await self._take(number, documents, known.log.entry(number))

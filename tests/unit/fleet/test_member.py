@@ -261,7 +261,14 @@ async def test_a_store_that_was_written_anew_counts_though_its_revisions_are_low
 async def test_a_version_that_is_refused_is_tried_again(memory: Memory, tmp_path: Path) -> None:
     store, known = await begin(1)
     why = "there is no zone east"
-    one = Balancer(tmp_path, refuses=lambda number: why if number == 2 else "")
+    shown: list[str] = []  # while it is tried
+
+    def refuses(number: int) -> str:
+        if number == 2:
+            shown.append(one.member.problem())
+        return why if number == 2 else ""
+
+    one = Balancer(tmp_path, refuses=refuses)
     async with works(one):
         await one.at(1)
         known, _ = await store.add(known, order(2))
@@ -271,9 +278,13 @@ async def test_a_version_that_is_refused_is_tried_again(memory: Memory, tmp_path
         )
         with pytest.raises(ConflictError, match="no zone east"):
             one.member.writable()
+        await one.until(lambda: len(shown) > 1)
         why = ""
         await one.at(2)
         assert one.member.status().refused is None
+        assert len(shown) > 1, "it was tried again"
+        assert shown[0] == ""
+        assert all("version 2 of the fleet is refused" in each for each in shown[1:]), shown
         why = "again"
         one.refuses = lambda _number: why
         await store.add(known, order(3))
