@@ -174,11 +174,11 @@ class Proxy:
         """
         if await self._master() is not None:
             return True
-        if self._child is not None and self._child.returncode is None:
+        if (child := self._child_alive()) is not None:
             raise ProxyError(
                 "HAProxy runs, but its master does not answer", where=str(self._files.master),
                 remedy="it is asked again in a moment; see its log, and if it hangs, "
-                f"kill -KILL {self._child.pid}",
+                f"kill -KILL {child}",
             )  # fmt: skip
         return False
 
@@ -208,7 +208,7 @@ class Proxy:
 
     async def stop(self, patience_s: float) -> None:
         """End HAProxy: it takes no new connections, and open requests have ``patience_s``."""
-        master = await self._master()
+        master = self._child_alive() or await self._master()
         if master is None:
             return
         loop = asyncio.get_running_loop()
@@ -220,6 +220,11 @@ class Proxy:
                 if not _is_alive(master):
                     return
                 await asyncio.sleep(0.05)
+
+    def _child_alive(self) -> int | None:
+        """Return the process id of the master that was started here, while it lives."""
+        child = self._child
+        return child.pid if child is not None and child.returncode is None else None
 
     async def _master(self) -> int | None:
         """Return the process id of the master; None: none answers. Raises ProxyError."""
