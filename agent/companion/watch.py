@@ -36,7 +36,7 @@ ADOPTED_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """An answer. ``apart_s``: how far the companion's clock was ahead of ours when it came."""
+    """An answer. ``apart_s``: how far the companion's clock is ahead of ours, at least."""
 
     status: page.Status
     apart_s: float
@@ -190,13 +190,14 @@ class Companions:
 
     async def _ask(self, session: aiohttp.ClientSession, address: Address, port: int) -> Answer:
         host = f"[{address}]" if address.version == 6 else str(address)
+        sent_s = time.time()
         try:
             url = f"http://{host}:{port}{page.PATH}"
             async with session.get(url, allow_redirects=False) as response:
                 if response.status != 200:
                     return f"port {port} answers {response.status}, so it is not a companion"
                 status = page.parsed(await _body(response))
-                return _Heard(status, status.time_s - time.time())
+                return _Heard(status, _apart_s(status.time_s, sent_s, time.time()))
         except ValueError:
             return f"what answers at port {port} is not a companion"
         except TimeoutError:
@@ -225,6 +226,13 @@ class Companions:
                 for backend in service.backends
             )
         )
+
+
+def _apart_s(theirs_s: float, sent_s: float, came_s: float) -> float:
+    """Return how far a clock is ahead of ours at least (negative: behind), if it was read between
+    these two times of ours: whoever stood still in between proves nothing.
+    """
+    return theirs_s - min(max(theirs_s, sent_s), came_s)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:

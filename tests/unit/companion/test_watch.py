@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from agent.companion import page, watch
+from agent.companion import watch
 from agent.companion.keys import read_keys
 from agent.companion.page import PATH, Status, rendered
 from agent.companion.watch import MISSES, Companions
@@ -125,11 +125,8 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute for whatever answers, however slow the host is; between an answer's time and when
-    it is read, too.
-    """
+    """A minute for whatever answers, however slow the host is."""
     monkeypatch.setattr(watch, "TIMEOUT_S", 60.0)
-    monkeypatch.setattr(page, "CLOCKS_APART_S", 25.0)
 
 
 def names(path: Path) -> tuple[str, ...]:
@@ -205,6 +202,38 @@ def test_clocks_that_differ_are_named(key_file: Path, monkeypatch: Any):
             await watched.round()
             assert not watched.ready()
             assert watched.said == "be1: its clock is 30 s behind"
+
+    asyncio.run(play())
+
+
+def test_who_stands_still_while_the_answer_comes_has_no_other_clock(
+    key_file: Path, monkeypatch: Any
+):
+    now = [1_000_000.0]
+    monkeypatch.setattr(
+        watch, "time", SimpleNamespace(time=lambda: now[0], monotonic=time.monotonic)
+    )
+
+    async def play() -> None:
+        async with serving() as (servers, port):
+            watched = Watched(key_file, port)
+
+            def told(wrong_s: float) -> Status:
+                status = Status(names(key_file), (VIP,), now[0] + wrong_s)
+                now[0] += 30
+                return status
+
+            servers.told = lambda: told(0)
+            await watched.round()
+            assert watched.ready()
+            servers.told = lambda: told(40)
+            await watched.round()
+            assert not watched.ready()
+            assert watched.said == "be1: its clock is 10 s ahead"
+            servers.told = lambda: told(-10)
+            await watched.round()
+            assert not watched.ready()
+            assert watched.said == "be1: its clock is 10 s behind"
 
     asyncio.run(play())
 
