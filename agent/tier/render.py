@@ -156,7 +156,8 @@ def rendered(tier: Tier, folder: Path, *, keeps_sessions: bool = True) -> str:
 def _global(tier: Tier, folder: Path) -> Iterator[str]:
     yield "global"
     yield f"  stats socket {folder}/haproxy.sock mode 600 level admin expose-fd listeners"
-    # A second HAProxy must not share the ports unseen, with a configuration of its own.
+    # A second HAProxy must not share the ports unseen, with a configuration of its own. The price:
+    # while `listen` is widened to an address that includes the old one, some SYNs are refused.
     yield "  noreuseport"
     yield f"  user {tier.user}"
     yield f"  chroot {folder}/empty"
