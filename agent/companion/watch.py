@@ -229,8 +229,10 @@ class Companions:
 
 
 def _apart_s(theirs_s: float, sent_s: float, came_s: float) -> float:
-    """Return how far a clock is ahead of ours at least (negative: behind), if it was read between
-    these two times of ours: whoever stood still in between proves nothing.
+    """Return how far a clock is ahead of ours at least (negative: behind).
+
+    It was read between these two times of ours. Either host may have stood still meanwhile, so a
+    time between them is no difference.
     """
     return theirs_s - min(max(theirs_s, sent_s), came_s)
 

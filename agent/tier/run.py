@@ -40,7 +40,7 @@ log = get_logger()
 
 LOOK_S = 2.0  # between looks at the files and at HAProxy
 WRITTEN_S = 1.0  # a file that was not written for so long is whole
-MOST_WAITS = 5  # looks that a file which is always being written may hold up
+MOST_WAITS = 5  # looks to wait for a file that is always being written
 STOP_S = 5.0  # for open requests, when it was told to stop together with HAProxy
 
 
@@ -59,8 +59,8 @@ class Wanted:
 class Written:
     """All that `Wanted` is made of, by its stamps, and what is wrong with `affinity.sources`.
 
-    ``files``: of the keys, the lists of proxies, and what client certificates are judged by.
-    ``hour``: it is looked at what has expired.
+    ``files``: the stamps of the keys, the lists of proxies, and the CA and revocation list for
+    client certificates. ``hour``: certificates are looked at each hour, as they expire.
     """
 
     tier: Tier
