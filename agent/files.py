@@ -11,6 +11,7 @@ import contextlib
 import grp
 import os
 import stat
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def is_young(path: Path, young_s: float) -> bool:
+    """Return whether a file was written less than so many seconds ago, so that more may come.
+
+    An editor or ``cp`` empties a file before it writes it, and a download may take a while. A time
+    in the future, left by a clock that was ahead, says nothing.
+    """
+    try:
+        return 0 <= time.time() - path.stat().st_mtime < young_s
+    except OSError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

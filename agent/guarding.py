@@ -24,7 +24,7 @@ from agent.dataplane.abi import GUARD_COUNT_BLOCKED, GUARD_COUNT_NOT_ALLOWED, Gu
 from agent.dataplane.program import Dataplane
 from agent.dataplane.sourcetrees import BLOCKS, LISTS, Policy, SourceTrees
 from agent.errors import SteelyardError
-from agent.files import write_atomically
+from agent.files import is_young, write_atomically
 from agent.logs import get_logger
 from agent.model import Address, AddressList, Config, GuardMode, Network, Service
 from agent.state import addresstree, blocks
@@ -325,7 +325,7 @@ class Guarding:
         """Return whether a file has changed and is no longer being written."""
         for each in tuple(self._lists.values()):
             changed = tuple(map(_stamp, each.definition.files)) != each.stamps
-            if changed and not any(map(_is_young, each.definition.files)):
+            if changed and not any(is_young(path, YOUNG_S) for path in each.definition.files):
                 return True
         return False
 
@@ -437,14 +437,6 @@ def policy_of(service: Service, names: tuple[str, ...]) -> Policy:
         return sum(1 << names.index(name) for name in chosen)
 
     return Policy(bits(service.allow), bits(service.deny), service.guard)
-
-
-def _is_young(path: Path) -> bool:
-    """Return whether a file was written a moment ago, so that more may come."""
-    try:
-        return 0 <= time.time() - path.stat().st_mtime < YOUNG_S
-    except OSError:
-        return False
 
 
 def _stamp(path: Path) -> object:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from agent import guarded
 from agent.api.listen import UnixListener, listen_unix
 from agent.errors import ConfigError, SteelyardError
-from agent.files import stamp, write_atomically
+from agent.files import is_young, stamp, write_atomically
 from agent.humanise import endpoint
 from agent.logs import get_logger
 from agent.notify import Notifier, catch_signals, work_until
@@ -59,13 +59,13 @@ class Wanted:
 class Written:
     """All that `Wanted` is made of, by its stamps, and what is wrong with `affinity.sources`.
 
-    ``files``: the stamps of the keys, the lists of proxies, and the CA and revocation list for
+    ``files``: the keys, the lists of proxies, and the CA and revocation list for
     client certificates. ``hour``: certificates are looked at each hour, as they expire.
     """
 
     tier: Tier
     certificates: tuple[object, ...]
-    files: tuple[tuple[int, int, int] | None, ...]
+    files: tuple[tuple[Path, object], ...]
     hour: int
     sources: str
 
@@ -144,7 +144,8 @@ class Supervisor:
             before, problems = self._taken
             if written == before:
                 return problems
-            if self._waits < MOST_WAITS and is_being_written(before, written, time.time()):
+            news = {path for path, _ in set(written.files) - set(before.files)}
+            if self._waits < MOST_WAITS and any(is_young(path, WRITTEN_S) for path in news):
                 self._waits += 1
                 return problems
         self._taken, self._waits = None, 0
@@ -166,7 +167,7 @@ class Supervisor:
         """Return what tells whether there is anything to do."""
         proxies = self.tier.behind.files if self.tier.behind else ()
         others = (self.tier.keys, *proxies, *self._authorities())
-        stamps = tuple(stamp(each) for each in others if each is not None)
+        stamps = tuple((each, stamp(each)) for each in others if each is not None)
         folder = certificates.written(self.tier.certificates)
         affinity = self.tier.affinity
         absent = sources_problem(affinity.sources) if affinity else ""
@@ -361,22 +362,6 @@ def _needs_worker(before: Wanted, wanted: Wanted) -> bool:
         or before.certificates.keys() != wanted.certificates.keys()
         or before.maps.keys() != wanted.maps.keys()
     )
-
-
-def is_being_written(before: Written, now: Written, now_s: float) -> bool:
-    """Return whether a file is just being written in its place, so that it may be half of one.
-
-    An editor or ``cp`` empties a file first: each client would be refused until the next look.
-    ``now_s``: seconds since the epoch. A file that was put in its place is whole.
-    """
-    if before.tier != now.tier:
-        return False
-    pairs = [pair for pair in zip(before.files, now.files, strict=True) if pair[0] != pair[1]]
-    return any(
-        old is not None and new is not None and old[0] == new[0]
-        and 0 <= now_s - new[1] / 1e9 < WRITTEN_S
-        for old, new in pairs
-    )  # fmt: skip
 
 
 def _write_private(path: Path, data: bytes) -> None:

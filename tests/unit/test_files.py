@@ -1,15 +1,16 @@
-"""Who may change the configuration's file, and its folder."""
+"""Who may change the configuration's file, and its folder; which files are still being written."""
 
 from __future__ import annotations
 
 import grp
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from agent.errors import ConfigError
-from agent.files import check_trusted
+from agent.files import check_trusted, is_young
 
 ADM = grp.getgrnam("adm").gr_gid
 
@@ -79,3 +80,16 @@ def test_a_link_is_as_good_as_what_it_leads_to(path: Path, tmp_path: Path) -> No
 
 def test_a_file_that_is_gone_is_for_its_reader_to_say(tmp_path: Path) -> None:
     check_trusted(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("age_s", "young"), [(0, True), (50, True), (200, False), (-500, False)])
+def test_a_file_is_young_for_a_while_after_it_was_written(
+    path: Path, age_s: float, young: bool
+) -> None:
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+    assert is_young(path, 100) is young
+
+
+def test_a_file_that_is_gone_is_not_waited_for(path: Path) -> None:
+    assert not is_young(path.with_name("gone"), 100)

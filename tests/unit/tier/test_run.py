@@ -1,51 +1,80 @@
-"""What a tier takes over, and when."""
+"""What a tier takes over, and when, with a real HAProxy."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+import os
+from pathlib import Path
 
 import pytest
+import yaml
 
-from agent.tier.run import MOST_WAITS, WRITTEN_S, Written, is_being_written
-from tests.unit.tier.test_haproxy import tier_of
-
-NOW_S = 1_000_000.0
-OLD = (7, int((NOW_S - 3600) * 1e9), 0)  # inode, times
+from agent.tier import keys, run
+from agent.tier.run import MOST_WAITS, Supervisor
+from tests.netns.tier import free_port
+from tests.pki import Authority
 
 
 @pytest.fixture
-def before() -> Written:
-    return Written(tier_of("/certificates"), (), (OLD, None), 0, "")
+def tier(tmp_path: Path) -> Supervisor:
+    """A tier with one key, in the file ``keys``."""
+    certificate, of_keys = tmp_path / "certificates" / "site.pem", tmp_path / "keys"
+    certificate.parent.mkdir()
+    pair = Authority(tmp_path / "authority").issue("site", "/CN=site")
+    certificate.touch(mode=0o600)
+    certificate.write_bytes(pair.certificate.read_bytes() + pair.key.read_bytes())
+    keys.add(of_keys, "mine", keys.Limits())
+    file = tmp_path / "tier.yaml"
+    settings = {
+        "listen": [f"127.0.0.1:{free_port()}"], "engines": "127.0.0.1:9", "metrics": "off",
+        "certificates": str(certificate.parent), "keys": str(of_keys), "max_connections": 100,
+        "folder": str(tmp_path / "run"),
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(settings))
+    made = Supervisor(file, starts=True)
+    made.files.make()
+    return made
 
 
-@pytest.mark.parametrize(
-    ("inode", "age_s", "waits"),
-    [
-        (7, 0.0, True),
-        (7, WRITTEN_S / 2, True),
-        (7, WRITTEN_S, False),
-        (7, -5.0, False),  # of a host whose clock was ahead: nothing is known of its age
-        (8, 0.0, False),  # it was put in its place
-    ],
-)
-def test_a_file_that_is_written_in_its_place_may_be_half_of_one(
-    before: Written, inode: int, age_s: float, waits: bool
+def known(tier: Supervisor) -> list[str]:
+    """The names of the keys that HAProxy knows."""
+    assert tier.current is not None
+    return list(tier.current.maps["keys"].values())
+
+
+def test_a_file_that_is_just_written_is_waited_for(
+    tier: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """`cp` and many editors empty a file first. A look between that and the rest took a file of
-    keys for an empty one, and each client was refused for two seconds.
+    keys for an empty one, and each client was refused until the next look.
     """
-    stamp = (inode, int((NOW_S - age_s) * 1e9), 0)
-    assert is_being_written(before, replace(before, files=(stamp, None)), NOW_S) is waits
-    assert MOST_WAITS > 1
+    monkeypatch.setattr(run, "WRITTEN_S", 3600.0)
+    of_keys = tmp_path / "keys"
+    text = of_keys.read_text()
 
+    def write(text: str) -> None:
+        of_keys.write_text(text)
 
-def test_a_file_that_comes_or_goes_is_not_waited_for(before: Written):
-    fresh = (9, int(NOW_S * 1e9), 0)
-    assert not is_being_written(before, replace(before, files=(OLD, fresh)), NOW_S)
-    assert not is_being_written(before, replace(before, files=(None, None)), NOW_S)
+    async def scene() -> None:
+        await tier.look()
+        write("")
+        for _ in range(MOST_WAITS):
+            await tier.look()
+            assert known(tier) == ["mine"]
+        await tier.look()
+        assert known(tier) == [], "it is not waited for for ever"
+        write(text)
+        await tier.reload()
+        assert known(tier) == ["mine"], "who asks does not wait"
+        write("")
+        os.utime(of_keys, (0, 0))
+        await tier.look()
+        assert known(tier) == []
 
+    async def whole() -> None:
+        try:
+            await scene()
+        finally:
+            await tier.proxy.stop(1)
 
-def test_other_settings_are_not_waited_with(before: Written):
-    """They may name another number of files."""
-    other = replace(before, tier=tier_of("/others"), files=())
-    assert not is_being_written(before, other, NOW_S)
+    asyncio.run(whole())
