@@ -60,18 +60,21 @@ def test_one_whose_master_is_silent_is_not_taken_for_absent(files: Files):
     asyncio.run(scene())
 
 
-def test_a_second_one_cannot_share_the_ports(files: Files, tmp_path: Path):
+def test_a_usual_haproxy_cannot_share_the_ports(files: Files, tmp_path: Path):
+    """Such as Debian's own service: it sets SO_REUSEPORT."""
+
     async def scene() -> None:
-        proxy, second = Proxy(files), Files(tmp_path / "second")
-        second.make()
-        text = files.config.read_text().replace(f"{files.folder}/haproxy.sock", f"{second.worker}")
-        second.config.write_text(text)
-        await proxy.start()
-        try:
-            with pytest.raises(ProxyError, match="does not come up"):
-                await Proxy(second).start()
-            assert await proxy.runs()
-        finally:
-            await proxy.stop(1)
+        proxy, usual = Proxy(files), Files(tmp_path / "usual")
+        usual.make()
+        text = files.config.read_text().replace(f"{files.folder}/haproxy.sock", f"{usual.worker}")
+        usual.config.write_text(text.replace("  noreuseport\n", ""))
+        for first, second in ((proxy, Proxy(usual)), (Proxy(usual), proxy)):
+            await first.start()
+            try:
+                with pytest.raises(ProxyError, match="does not come up"):
+                    await second.start()
+                assert await first.runs()
+            finally:
+                await first.stop(1)
 
     asyncio.run(scene())
