@@ -202,7 +202,7 @@ class Proxy:
             await asyncio.sleep(0.05)
         raise ProxyError(
             "HAProxy does not come up", where=str(self._files.config),
-            remedy="its reason is in the log above; is a port of `listen` taken, or its address "
+            remedy="its reason is in the log; is a port of `listen` taken, or its address "
             "missing on this host (sysctl net.ipv4.ip_nonlocal_bind=1)?",
         )  # fmt: skip
 
