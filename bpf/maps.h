@@ -9,6 +9,27 @@
 
 #include "abi.h"
 
+/* A table as BCC declares it, with its fields in another order.  BCC compiles functions that read and
+ * print the types of the first two fields, which we never call; with key and leaf in these places
+ * that took 0.9 s of each compilation.  BCC finds all fields by their names.
+ */
+#undef BPF_F_TABLE
+#define BPF_F_TABLE(_table_type, _key_type, _leaf_type, _name, _max_entries, _flags)   \
+	struct _name##_table_t {                                                       \
+		u32 max_entries;                                                       \
+		int flags;                                                             \
+		_key_type key;                                                         \
+		_leaf_type leaf;                                                       \
+		_leaf_type *(*lookup)(_key_type *);                                    \
+		int (*update)(_key_type *, _leaf_type *);                              \
+		int (*delete)(_key_type *);                                            \
+	};                                                                             \
+	__attribute__((section("maps/" _table_type))) struct _name##_table_t _name = { \
+		.flags = (_flags),                                                     \
+		.max_entries = (_max_entries),                                         \
+	};                                                                             \
+	BPF_ANNOTATE_KV_PAIR(_name, _key_type, _leaf_type)
+
 #define LB_PINNED(name) LB_PIN "/" #name
 
 /* (VIP, port, protocol) -> service.  The agent writes.  Not preallocated: an element of a
