@@ -38,9 +38,24 @@ def test_merge_keys_and_anchors_work() -> None:
     assert document.problems == []
 
 
+def test_what_is_merged_gives_way_to_a_mappings_own_keys_wherever_they_stand() -> None:
+    text = "a: &a {x: 1, y: 1, z: 1}\nb: &b {y: 2}\nuse:\n  x: 3\n  <<: [*b, *a]\n"
+    document = read_yaml(text, "f.yaml")
+    assert document.data["use"] == {"x": 3, "y": 2, "z": 1}
+    assert [document.place(("use", key))[0] for key in "xyz"] == [
+        "f.yaml:4",
+        "f.yaml:2",
+        "f.yaml:1",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("a: &x 1\nb: &x 2\n", 2),
+        ("? [*nowhere]\n: 1\n", 1),
+        ("<<: 1\n", 1),
+        ("a: &a []\n<<: [*a]\n", 1),
         ("a: [1, 2\nb: 3\n", 2),
         ("a:\n\t- x\n", 2),
         ("a: 1\n---\nb: 2\n", 2),
@@ -67,7 +82,16 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    "text", ["a: &a [*a]\n", "[" * 400 + "]" * 400, "[" * 100_000, BOMB, "a: \x07\n", "a: ["]
+    "text",
+    [
+        "a: &a [*a]\n",
+        "a: &a {<<: *a}\n",
+        "[" * 400 + "]" * 400,
+        "[" * 100_000,
+        BOMB,
+        "a: \x07\n",
+        "a: [",
+    ],
 )
 def test_hostile_yaml_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
