@@ -136,7 +136,7 @@ class _Reader:
         self._anchors: dict[str, int] = {}  # the places of their events
         self._document = document
         self._nodes = 0
-        self._merging: set[int] = set()  # the places of mappings that are merged just now
+        self._merging = 0  # how many mappings are being merged into each other
 
     def document(self) -> object:
         """Return the data of the only document of the text; None if it has none."""
@@ -277,12 +277,12 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             return self._merged(self._anchored(event), path, is_in_list=is_in_list)
         if isinstance(event, yaml.MappingStartEvent):
-            if place in self._merging:
+            self._merging += 1
+            if self._merging > _MAX_DEPTH:
                 raise _too_large(f"{self._document.where}:{_line(event)}")
-            self._merging.add(place)
             self._next = place
             found = self._value(path)
-            self._merging.remove(place)
+            self._merging -= 1
             assert isinstance(found, dict)  # noqa: S101 (it begins as a mapping)
             return found
         if is_in_list or not isinstance(event, yaml.SequenceStartEvent):

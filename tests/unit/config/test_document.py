@@ -76,6 +76,7 @@ def test_tabs_are_named() -> None:
     assert "tabs" in caught.value.remedy
 
 
+CHAIN = "m0: &m0 {x: 1}\n" + "".join(f"m{n}: &m{n} {{<<: *m{n - 1}}}\n" for n in range(1, 2000))
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 10)}]\n" for n in range(8)
 )
@@ -86,6 +87,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     [
         "a: &a [*a]\n",
         "a: &a {<<: *a}\n",
+        CHAIN,
         "[" * 400 + "]" * 400,
         "[" * 100_000,
         BOMB,
