@@ -117,8 +117,8 @@ def trace(
     try:
         with _ended_by_signals():
             for event in _events(env, query, tally):
+                tally.shown += 1  # first: Ctrl-C may come as soon as somebody reads the line
                 show(event)
-                tally.shown += 1
                 if tally.shown == count:
                     break
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from agent.api.client import Client
 from agent.api.eventlines import REASONS, Stamps, line, summary
 from agent.errors import AgentUnreachableError, ApiError
 from agent.state.events import DROP_REASONS
+from lbctl.environment import Environment
 
 ALIVE = {"lost_in_ring": 0, "lost_by_client": 0}
 PICK: dict[str, Any] = {
@@ -247,6 +248,19 @@ def test_signals_end_it_with_the_summary(agent, run, number):
     result = run("trace", sleep=lambda _: signal.raise_signal(number))
     assert (result.code, result.err.splitlines()[-1]) == (0, "1 event, 0 lost")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_line_that_was_read_is_counted(agent, run, monkeypatch):
+    agent.traces = [[ALIVE, PICK, PICK]]
+    write = Environment.write
+
+    def end_it(self: Environment, text: str) -> None:
+        write(self, text)
+        signal.raise_signal(signal.SIGINT)  # as a reader does who has what it waited for
+
+    monkeypatch.setattr(Environment, "write", end_it)
+    result = run("trace")
+    assert (result.code, result.err.splitlines()[-1]) == (0, "1 event, 0 lost")
 
 
 def test_agent_that_is_not_there_is_said_at_once_and_without_a_summary(run):
