@@ -9,9 +9,9 @@
 
 #include "abi.h"
 
-/* A table as BCC declares it, with its fields in another order.  BCC compiles functions that read and
- * print the types of the first two fields, which we never call; with key and leaf in these places
- * that took 0.9 s of each compilation.  BCC finds all fields by their names.
+/* BCC's declaration of a table, with its fields in another order.  BCC compiles functions that
+ * read and print the types of the first two fields, and we never call them: with key and leaf
+ * there, they took 0.9 s of each compilation.  BCC finds all fields by their names.
  */
 #undef BPF_F_TABLE
 #define BPF_F_TABLE(_table_type, _key_type, _leaf_type, _name, _max_entries, _flags)   \
