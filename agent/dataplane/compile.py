@@ -1,17 +1,21 @@
-"""Owns BCC: compiles C text and loads the program. No other module imports bcc."""
+"""Has C text compiled by a process of its own (``compiler``), and takes over what that loaded."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
+import json
 import os
 import platform
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,15 @@ _BCC_REMEDY = (
     "apt-get install python3-bpfcc, and make the virtual environment from /usr/bin/python3 with "
     "--system-site-packages (the package that indexes list as bcc is another project)"
 )
+
+_LONGEST_S = 600.0  # under emulation, compiling every feature takes minutes
+_MOST_FDS = 253  # SCM_MAX_FD of the kernel: as many as one message can bring
+
+INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: op, two registers, offset, number
+LOAD_64 = 0x18  # BPF_LD_IMM64, which takes two instructions; its src_reg says what is loaded:
+MAP = 1  # a map, by its descriptor (BPF_PSEUDO_MAP_FD)
+_CALL = 0x85  # BPF_JMP | BPF_CALL
+_KFUNC = 2  # BPF_PSEUDO_KFUNC_CALL
 
 
 class Origin(StrEnum):
@@ -55,28 +68,11 @@ class Compiled:
     key: str = ""
 
     def close(self) -> None:
-        """Close its descriptors, and free what the compiler needed for it.
+        """Close its descriptors.
 
         A program that is attached or pinned keeps running in the kernel.
         """
         self.release()
-
-
-def _give_back_memory() -> None:
-    """Give memory that LLVM has freed back to the kernel.
-
-    The allocator would keep it, which is tens of megabytes for each program.
-    """
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _bcc() -> Any:
-    try:
-        from bcc import BPF  # not at the top: it takes 60 ms and is rarely needed
-    except ImportError as error:
-        raise DataplaneError("BCC is not installed", where="bcc", remedy=_BCC_REMEDY) from error
-    return BPF
 
 
 def check_host_headers(modules: Path) -> None:
@@ -102,23 +98,17 @@ def compile_program(
     Raises DataplaneError if the compiler or the verifier refuses it; their messages go to stderr.
     """
     started = time.monotonic()
-    handle = _compiled(text, function, definitions, headers)
-    try:
-        fd = handle.load_func(function.encode(), int(kind)).fd
-        code = handle.dump_func(function.encode())
-    except Exception as error:
-        raise _refused(function, error) from error
+    (fd, *tables), code = _compiled(text, function, definitions, headers, kind)
     info = libbpf.program_info(fd)
     if not info.btf_id:
+        _close([fd, *tables])
         raise DataplaneError(
             "the kernel has no BTF of the program, so its layout cannot be checked",
             where=function,
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF (Debian 13, Ubuntu 24.04 have it)",
         )
     layout = btf.parse(libbpf.btf_data(info.btf_id))
-    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
-    seconds = time.monotonic() - started
-    return Compiled(fd, tables, info, layout, seconds, kind, _release(handle), code=code)
+    return _of(fd, tables, code, kind, started, layout)
 
 
 def compile_calling(
@@ -135,30 +125,50 @@ def compile_calling(
     from that it works as ``compile_program`` does, but the result has no layout.
     """
     started = time.monotonic()
-    handle = _compiled(text, function, definitions, KernelHeaders.SHIPPED)
+    tables, code = _compiled(text, function, definitions, KernelHeaders.SHIPPED)
     try:
-        code = with_kfuncs(
-            handle.dump_func(function.encode()),
-            {number: libbpf.kernel_function(name) for number, name in calls.items()},
-        )
+        numbers = {number: libbpf.kernel_function(name) for number, name in calls.items()}
+        code = with_kfuncs(code, numbers)
         fd = libbpf.program_load(function, code, kind)
     except OSError as error:
+        _close(tables)
         raise _refused(function, error) from error
-    tables = {libbpf.map_info(table).name: table for table in _tables(handle)}
-    release = _release(handle)
+    return _of(fd, tables, code, kind, started, btf.Btf({}, {}, {}))
 
-    def close() -> None:
+
+def _of(
+    fd: int, tables: list[int], code: bytes, kind: ProgramType, started: float, layout: btf.Btf
+) -> Compiled:
+    return Compiled(
+        fd,
+        {libbpf.map_info(table).name: table for table in tables},
+        libbpf.program_info(fd),
+        layout,
+        time.monotonic() - started,
+        kind,
+        partial(_close, [fd, *tables]),
+        code=code,
+    )
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
         os.close(fd)
-        release()
-
-    nothing = btf.Btf({}, {}, {})
-    seconds = time.monotonic() - started
-    return Compiled(fd, tables, libbpf.program_info(fd), nothing, seconds, kind, close, code=code)
 
 
-_CALL = 0x85  # BPF_JMP | BPF_CALL
-_KFUNC = 2  # BPF_PSEUDO_KFUNC_CALL
-_INSTRUCTION_BYTES = 8
+def with_maps(code: bytes, descriptors: Mapping[int, int]) -> bytes:
+    """Return machine code that names maps by this process's descriptors.
+
+    ``descriptors``: by those of the process that made the code.
+    """
+    changed = bytearray(code)
+    at = 0
+    while at < len(code):
+        op, registers, _, number = INSTRUCTION.unpack_from(code, at)
+        if op == LOAD_64 and registers >> 4 == MAP:
+            INSTRUCTION.pack_into(changed, at, op, registers, 0, descriptors[number])
+        at += INSTRUCTION.size * (2 if op == LOAD_64 else 1)
+    return bytes(changed)
 
 
 def with_kfuncs(code: bytes, functions: Mapping[int, int]) -> bytes:
@@ -168,60 +178,115 @@ def with_kfuncs(code: bytes, functions: Mapping[int, int]) -> bytes:
     (Documentation/bpf/standardization/instruction-set.rst).
     """
     changed = bytearray(code)
-    for at in range(0, len(code), _INSTRUCTION_BYTES):
-        op, registers, _, number = struct.unpack_from("=BBhi", code, at)
+    for at in range(0, len(code), INSTRUCTION.size):
+        op, registers, _, number = INSTRUCTION.unpack_from(code, at)
         if op == _CALL and number in functions:
             source = registers & 0x0F | _KFUNC << 4
-            struct.pack_into("=BBhi", changed, at, op, source, 0, functions[number])
+            INSTRUCTION.pack_into(changed, at, op, source, 0, functions[number])
     return bytes(changed)
 
 
 def _compiled(
-    text: str, function: str, definitions: Mapping[str, str], headers: KernelHeaders
-) -> Any:
-    """Return BCC's handle of a program that is compiled but not loaded yet."""
-    bpf = _bcc()
-    if headers is KernelHeaders.SHIPPED:
-        os.environ["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
-    else:
-        check_host_headers(Path("/lib/modules") / platform.release())
-        os.environ.pop("BCC_KERNEL_SOURCE", None)  # BCC looks below /lib/modules
-    if platform.machine() == "aarch64":
-        os.environ.setdefault("ARCH", "arm64")
+    text: str,
+    function: str,
+    definitions: Mapping[str, str],
+    headers: KernelHeaders,
+    kind: ProgramType | None = None,
+) -> tuple[list[int], bytes]:
+    """Have the compiler's process compile a program, and load it unless ``kind`` is None.
+
+    Returns the descriptors of the program, if it is loaded, and of its maps, and its machine code.
+    """
     flags = [
         "-Wall",
         "-Werror",
         "-fno-strict-aliasing",
         *(f"-D{name}={value}" for name, value in definitions.items()),
     ]
-    try:
-        return bpf(text=text.encode(), cflags=flags)
-    except Exception as error:
-        raise _refused(function, error) from error
+    request = {
+        "text": text,
+        "flags": flags,
+        "function": function,
+        "kind": None if kind is None else int(kind),
+        "parent": os.getpid(),
+    }
+    header, fds, code = _asked(request, _environment(headers), function)
+    if header.get("missing"):
+        raise DataplaneError("BCC is not installed", where="bcc", remedy=_BCC_REMEDY)
+    if "error" in header:
+        raise _refused(function, header["error"])
+    tables = dict(zip(reversed(header["tables"]), reversed(fds), strict=False))
+    return fds, with_maps(code, tables)
 
 
-def _refused(function: str, error: Exception) -> DataplaneError:
+def _environment(headers: KernelHeaders) -> dict[str, str]:
+    """Return the variables of the compiler's process, by which BCC finds the kernel's headers."""
+    variables = dict(os.environ)
+    if headers is KernelHeaders.SHIPPED:
+        variables["BCC_KERNEL_SOURCE"] = str(sources.header_tree())
+    else:
+        check_host_headers(Path("/lib/modules") / platform.release())
+        variables.pop("BCC_KERNEL_SOURCE", None)  # BCC looks below /lib/modules
+    if platform.machine() == "aarch64":
+        variables.setdefault("ARCH", "arm64")
+    return variables
+
+
+def _asked(
+    request: Mapping[str, object], environment: Mapping[str, str], function: str
+) -> tuple[dict[str, Any], list[int], bytes]:
+    """Return what a process of the compiler answers (``compiler``): header, descriptors and code.
+
+    Raises DataplaneError if it ends without an answer.
+    """
+    ours, theirs = socket.socketpair()
+    # -P: modules are imported from where this one is, not from the working folder.
+    command = [sys.executable, "-P", "-m", "agent.dataplane.compiler", str(theirs.fileno())]
+    with ours:
+        with theirs:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, env=environment, pass_fds=[theirs.fileno()]
+            )
+        assert child.stdin is not None  # noqa: S101 (it is a pipe)
+        data, fds = b"", list[int]()
+        try:
+            # The request is not among the arguments, because there are secrets in it.
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(request).encode())
+            ours.settimeout(_LONGEST_S)
+            data, fds, _, _ = socket.recv_fds(ours, 65536, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            while part := ours.recv(1 << 20):
+                data += part
+        except BaseException as error:
+            child.kill()
+            child.wait()
+            _close(fds)
+            if isinstance(error, TimeoutError):
+                raise _refused(function, f"it takes more than {_LONGEST_S:g} s") from None
+            raise
+    status = child.wait()
+    head, _, code = data.partition(b"\n")
+    header = json.loads(head) if head else {}
+    if (len(code), len(fds)) != (header.get("size"), header.get("fds")):
+        _close(fds)
+        raise _ended(function, status)
+    return header, fds, code
+
+
+def _ended(function: str, status: int) -> DataplaneError:
+    """Return the error for a compiler that ended without an answer."""
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     return DataplaneError(
-        f"the program does not compile or load: {error}",
+        f"the compiler ended with {how} and made no program",
         where=function,
-        remedy="`lbctl doctor` checks the kernel and BCC; the compiler's messages are above",
+        remedy="its messages are above; after SIGKILL, give the host more memory (`dmesg` says "
+        "whether it ran out)",
     )
 
 
-def _release(handle: Any) -> Callable[[], None]:
-    def release() -> None:
-        # BCC keeps every program until the process exits, in order to detach probes then.
-        atexit.unregister(handle.cleanup)
-        handle.cleanup()
-        _give_back_memory()
-
-    return release
-
-
-def _tables(handle: Any) -> list[int]:
-    """Return the descriptors of the maps that BCC has opened or created for a program."""
-    from bcc import lib
-
-    module = ctypes.c_void_p(handle.module)  # BCC's own bindings may not declare it a pointer
-    count = lib.bpf_num_tables(module)
-    return [lib.bpf_table_fd_id(module, ctypes.c_size_t(number)) for number in range(count)]
+def _refused(function: str, problem: str | Exception) -> DataplaneError:
+    return DataplaneError(
+        f"the program does not compile or load: {problem}",
+        where=function,
+        remedy="`lbctl doctor` checks the kernel and BCC; the compiler's messages are above",
+    )

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.dataplane import abi, btf, libbpf, sources
-from agent.dataplane.compile import Compiled, Origin, compile_program
+from agent.dataplane.compile import INSTRUCTION, LOAD_64, MAP, Compiled, Origin, compile_program
 from agent.dataplane.libbpf import ProgramType
 from agent.logs import get_logger
 from agent.model import KernelHeaders
@@ -40,10 +40,7 @@ PIN_FOLDER = "LB_PIN"
 SECRETS = ("LB_FLOW_KEY", "LB_FLOW_MUL0", "LB_FLOW_MUL1")
 _OWN = {PIN_FOLDER, *SECRETS}  # definitions that differ between instances
 
-# struct bpf_insn. BPF_LD_IMM64 takes two; its src_reg says what the number is.
-_INSTRUCTION = struct.Struct("=BBhi")
-_LOAD_64 = 0x18
-_NUMBER, _MAP = 0, 1  # BPF_PSEUDO_MAP_FD is 1
+_NUMBER = 0  # the src_reg of LOAD_64 if a plain number is loaded
 _FITS_32 = range(-(2**31), 2**31)
 
 
@@ -105,13 +102,13 @@ def take_apart(
     uses, numbers = [], []
     at = 0
     while 8 * at < len(code):
-        op, registers, _, low = _INSTRUCTION.unpack_from(code, 8 * at)
-        if op != _LOAD_64:
+        op, registers, _, low = INSTRUCTION.unpack_from(code, 8 * at)
+        if op != LOAD_64:
             at += 1
             continue
         (high,) = struct.unpack_from("=I", code, 8 * at + 12)
         name = names.get(high << 32 | low & 0xFFFFFFFF)
-        if registers >> 4 == _MAP:
+        if registers >> 4 == MAP:
             uses.append((at, order[low]))
             struct.pack_into("=i", blank, 8 * at + 4, 0)
         elif registers >> 4 == _NUMBER and name is not None:

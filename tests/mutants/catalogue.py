@@ -595,6 +595,16 @@ HOST = (
     Mutant("a connection that has just begun is unused", "agent/dataplane/flows.py",
            "is_acked & (age >= threats.UNUSED_AFTER_S * since.hz)", "is_acked",
            ("unit/test_detecting.py",)),
+    Mutant("the compiler may open sockets", "agent/dataplane/compiler.py",
+           '    "socket": (41, 198),\n', "", ("unit/dataplane/test_compiler.py",)),
+    Mutant("the compiler keeps all capabilities", "agent/dataplane/compiler.py",
+           "& _KEPT_CAPABILITIES", "& ~0", ("unit/dataplane/test_compiler.py",)),
+    Mutant("the compiler outlives the agent", "agent/dataplane/compiler.py",
+           "_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)", "pass",
+           ("unit/dataplane/test_compiler.py",)),
+    Mutant("a program has other maps than its own", "agent/dataplane/compile.py",
+           "INSTRUCTION.size * (2 if op == LOAD_64 else 1)", "INSTRUCTION.size",
+           ("unit/dataplane/test_compiler.py",)),
 )  # fmt: skip
 
 MUTANTS = (*BPF, *AGENT, *FLEET, *HOST)
