@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -210,13 +211,16 @@ def _compiled(
         "kind": None if kind is None else int(kind),
         "parent": os.getpid(),
     }
-    header, fds, code = _asked(request, _environment(headers), function)
+    try:
+        header, fds, code = _asked(request, _environment(headers), function)
+    except OSError as error:  # too few processes or descriptors, or it takes too long
+        raise _refused(function, error) from error
     if header.get("missing"):
         raise DataplaneError("BCC is not installed", where="bcc", remedy=_BCC_REMEDY)
     if "error" in header:
         raise _refused(function, header["error"])
-    tables = dict(zip(reversed(header["tables"]), reversed(fds), strict=False))
-    return fds, with_maps(code, tables)
+    tables = fds[len(fds) - len(header["tables"]) :]  # the program's own comes before them
+    return fds, with_maps(code, dict(zip(header["tables"], tables, strict=True)))
 
 
 def _environment(headers: KernelHeaders) -> dict[str, str]:
@@ -237,7 +241,7 @@ def _asked(
 ) -> tuple[dict[str, Any], list[int], bytes]:
     """Return what a process of the compiler answers (``compiler``): header, descriptors and code.
 
-    Raises DataplaneError if it ends without an answer.
+    Raises DataplaneError if it ends without an answer, and OSError.
     """
     ours, theirs = socket.socketpair()
     # -P: modules are imported from where this one is, not from the working folder.
@@ -245,7 +249,11 @@ def _asked(
     with ours:
         with theirs:
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, env=environment, pass_fds=[theirs.fileno()]
+                command,
+                stdin=subprocess.PIPE,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the agent, with which this process ends
             )
         assert child.stdin is not None  # noqa: S101 (it is a pipe)
         data, fds = b"", list[int]()
@@ -262,14 +270,17 @@ def _asked(
             child.wait()
             _close(fds)
             if isinstance(error, TimeoutError):
-                raise _refused(function, f"it takes more than {_LONGEST_S:g} s") from None
+                raise TimeoutError(f"it takes more than {_LONGEST_S:g} s") from None
             raise
     status = child.wait()
     head, _, code = data.partition(b"\n")
     header = json.loads(head) if head else {}
-    if (len(code), len(fds)) != (header.get("size"), header.get("fds")):
+    if len(code) != header.get("size"):
         _close(fds)
         raise _ended(function, status)
+    if len(fds) != header["fds"]:  # the kernel delivers as many as there is room for
+        _close(fds)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return header, fds, code
 
 

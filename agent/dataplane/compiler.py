@@ -2,8 +2,8 @@
 
 ``compile`` starts it for one program and then loads no library of the compiler itself. This process
 can reach no network and start no other program, and has only the capabilities that loading a
-program needs. If the compiler crashes or runs out of memory, the agent goes on. What the compiler
-needs, about 200 MB, is free again when this process ends.
+program needs. If the compiler crashes or runs out of memory, the agent goes on. The memory that the
+compiler needs is free again when this process ends.
 
 It reads a request in JSON from its standard input. Its answer, on the socket, is a line of JSON
 followed by the machine code; the descriptors of the program and of its maps come with the line. The
@@ -42,13 +42,16 @@ _REFUSED_CALLS = {
     "execve": (59, 221),
     "execveat": (322, 281),
     "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
     "setns": (308, 268),
     "unshare": (272, 97),
     "mount": (165, 40),
     "move_mount": (429, 429),
+    "mount_setattr": (442, 442),
     "fsopen": (430, 430),
+    "fspick": (433, 433),
     "open_tree": (428, 428),
     "umount2": (166, 39),
     "pivot_root": (155, 41),
@@ -125,8 +128,8 @@ def _die_with(parent: int) -> None:
 def confine() -> None:
     """Give up, for good, what compiling and loading do not need. Raises OSError.
 
-    From now on this process opens no socket, starts no program, touches no other process, changes
-    neither mounts nor namespaces, and keeps of its capabilities only those that are listed above.
+    From now on this process opens no socket, starts no program, reads and traces no other process,
+    mounts nothing, joins no namespace, and has at most the capabilities that are listed above.
     """
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _drop_capabilities()

@@ -11,11 +11,10 @@ import pytest
 LOADS = """
 from pathlib import Path
 from agent.dataplane.helpers import load_decap
-from agent.dataplane.objects import Origin
 from ipaddress import ip_address
 one = load_decap((ip_address("10.0.0.10"),), 6080)
-maps = Path("/proc/self/maps").read_text().split()
-print(one.origin.value, one.info.name, *{each for each in maps if "LLVM" in each or "bcc" in each})
+files = {word for word in Path("/proc/self/maps").read_text().split() if word.startswith("/")}
+print(one.origin.value, one.info.name, *(file for file in files if "LLVM" in file or "bcc" in file))
 one.close()
 print(*sorted(Path("/proc/self/fd").iterdir()))
 """
@@ -24,7 +23,7 @@ print(*sorted(Path("/proc/self/fd").iterdir()))
 def test_the_agent_has_the_program_and_none_of_the_compilers_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """With BCC in its own process, it held 100 MB that nothing used any more."""
+    """With BCC in the agent's process, the agent kept 100 MB that it no longer used."""
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path))
     for origin in ("compiled", "kept"):
         command = [sys.executable, "-P", "-c", LOADS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def test_it_reaches_no_network_and_starts_nothing(tried: str):
     assert refused(tried)
 
 
-@pytest.mark.parametrize("call", [425, 429, 438], ids=["io_uring", "move_mount", "pidfd_getfd"])
+@pytest.mark.parametrize(
+    "call", [425, 429, 438, 442], ids=["io_uring", "move_mount", "pidfd_getfd", "mount_setattr"]
+)
 def test_calls_that_python_does_not_know_are_refused_too(call: int):
     assert confined(f"libc.syscall({call}, 0, 0, 0); print(ctypes.get_errno())") == "1"
 
@@ -143,6 +146,48 @@ def test_a_compiler_that_never_answers_is_ended(own_bcc: Path, monkeypatch: pyte
     monkeypatch.setattr(compiling, "_LONGEST_S", 0.2)
     with pytest.raises(DataplaneError, match=r"takes more than 0\.2 s"):
         compile_program(TEXT, "nothing", {})
+
+
+ANSWERS = """
+import os
+class lib:
+    bpf_num_tables = staticmethod(lambda module: 40)
+    bpf_table_fd_id = staticmethod(lambda module, number: 2)
+class BPF:
+    module = 0
+    def __init__(self, text, cflags):
+        pass
+    def load_func(self, function, kind):
+        self.fd = 2
+        return self
+    def dump_func(self, function):
+        return b""
+"""
+
+
+@pytest.mark.parametrize("spare", [0, 1, 3, 20])
+def test_an_agent_that_has_too_few_descriptors_left_says_so(own_bcc: Path, spare: int):
+    own_bcc.write_text(ANSWERS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + spare, hard))
+    try:
+        with pytest.raises(DataplaneError, match="Too many open files"):
+            compile_program(TEXT, "nothing", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_ctrl_c_is_for_the_agent_and_leaves_no_traceback(own_bcc: Path):
+    """A terminal sends the signal to the whole group of the process in front."""
+    group = own_bcc.with_name("group")
+    own_bcc.write_text(
+        f"import os\nopen({str(group)!r}, 'w').write(str(os.getpgrp()))\nos.abort()\n"
+    )
+    with pytest.raises(DataplaneError):
+        compile_program(TEXT, "nothing", {})
+    assert int(group.read_text()) != os.getpgrp()
 
 
 def test_it_ends_with_the_agent(own_bcc: Path):
