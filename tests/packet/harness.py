@@ -80,7 +80,9 @@ class Verdict(enum.IntEnum):
 
 
 def instance_name(what: str = "all") -> str:
-    """One per process, so that two test runs do not meet."""
+    """One per process, so that two test runs do not meet; the name ends in the process's number, by
+    which ``remove_leftovers`` knows whether its run still goes on.
+    """
     return f"{PREFIX}-{what}-{os.getpid()}"
 
 
