@@ -138,7 +138,7 @@ def test_another_instance_shares_it_and_has_tables_of_its_own(
 ):
     monkeypatch.setattr(objects, "compile_program", refused)
     harness.close(start(instance))
-    name = harness.instance_name("other")
+    name = harness.instance_name("twin")
     try:
         rig = Rig(start(name))
         rig.serve(service(backend("a"), backend("b")))
@@ -171,7 +171,7 @@ def test_it_is_compiled_in_a_thread_as_well(instance: str):
 
 
 def test_agents_that_start_together_compile_it_once(instance: str):
-    names = [instance, harness.instance_name("other")]
+    names = [instance, harness.instance_name("twin")]
     try:
         with ThreadPoolExecutor(2) as pool:
             both = [dataplane.program for dataplane in pool.map(start, names)]
