@@ -233,8 +233,11 @@ class Core:
         return self.now.situation, self.now.contents
 
     async def _once_started(self, work: Coroutine[Any, Any, None]) -> None:
-        await self._started.wait()
-        await work
+        try:
+            await self._started.wait()
+            await work
+        finally:
+            work.close()  # if the agent is told to stop before it has started
 
     async def start(self) -> None:
         """Bring the data plane from the adopted tables to the desired state.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
@@ -505,3 +507,22 @@ def test_the_stand_ins_are_called_as_the_real_ones() -> None:
     for fake, real in ((FakeMonitor, HealthMonitor), (FakeHops, NextHops)):
         public = {name for name in vars(fake) if not name.startswith("_")} - {"turn"}
         assert public <= set(dir(real)), fake
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_before_the_start_warns_of_nothing_that_did_not_run(
+    tmp_path: Path,
+):
+    """Ctrl-C during a first start printed a warning for each of fourteen coroutines."""
+
+    async def stopped() -> None:
+        core = Core(two_services(tmp_path))
+        task = asyncio.create_task(core._once_started(asyncio.sleep(1)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asyncio.run(stopped())
+        gc.collect()
