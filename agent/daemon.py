@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Coroutine, Mapping
@@ -39,6 +40,7 @@ from agent.state.sources import SourceState
 log = get_logger()
 
 _READY, _STOPPING = "ready", "stopping"  # events that show the next agent how this one ended
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 128 << 10  # malloc.h; glibc's limit at the start
 _LOOK_S = 1.0  # interval of the checks of our files in /run
 
 
@@ -50,6 +52,7 @@ async def run(path: Path, host_headers: bool = False) -> None:
     The data plane goes on unchanged afterwards. Raises SteelyardError if the agent cannot start;
     nothing was changed then.
     """
+    give_memory_back()
     signals = catch_signals()  # first, so that a signal during the start takes effect after it
     require_root()
     config = boot(path).loaded.config
@@ -60,6 +63,17 @@ async def run(path: Path, host_headers: bool = False) -> None:
         await _run_locked(path, host_headers, signals, locks)
     finally:
         locks.release()
+
+
+def give_memory_back() -> None:
+    """Have the C library return every large block to the kernel when it is freed.
+
+    By itself, glibc does so at first, but raises its limit to the size of whatever is freed, up to
+    32 MB (mallopt(3), M_MMAP_THRESHOLD). From then on, large blocks lie between small ones that
+    keep their memory. Other C libraries have no such limit, and no ``mallopt``.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 async def _run_locked(

@@ -7,8 +7,7 @@ counts give quantiles of the last minute, exact to within a bucket.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -21,7 +20,6 @@ from agent.state.snapshot import Latency, RecentTimes
 
 type Counts = npt.NDArray[np.uint64]  # by bucket
 type Nanoseconds = npt.NDArray[np.int64]
-type Times = npt.NDArray[np.void]  # a row of the table
 
 FIRST_US = 64
 WINDOW_S = 60.0
@@ -33,7 +31,7 @@ FIELDS = FIRST_BYTE, HANDSHAKE = "first_byte", "handshake"
 PATIENCE_TIMES = 8
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 60.0, 900.0
 _KNOWN_FROM = 20
-_NOTHING = np.zeros(abi.LATENCY_BUCKETS, np.uint64)
+_NO_ROWS = np.zeros(0, abi.BACKEND_LATENCY)
 
 
 def bucket_bounds_us() -> tuple[int, ...]:
@@ -45,6 +43,9 @@ def bucket_bounds_us() -> tuple[int, ...]:
 
 BOUNDS_US = bucket_bounds_us()
 BUCKETS = len(BOUNDS_US)
+_BEFORE_ENDS = slice(0, BUCKETS - 1, 2)  # the last bucket before the end of each octave
+OCTAVE_ENDS_S = tuple(BOUNDS_US[end + 1] / 1e6 for end in range(BUCKETS)[_BEFORE_ENDS])
+_NO_TIMES = Latency(octaves=(0,) * len(OCTAVE_ENDS_S))
 
 
 def quantile_ms(counts: Counts, share: float) -> float | None:
@@ -97,57 +98,87 @@ def patience_ns(rows: Table) -> Nanoseconds:
     return found
 
 
-def octaves(counts: Counts) -> tuple[tuple[float, int], ...]:
-    """Return the counts of times up to each octave's end (seconds): a Prometheus histogram."""
-    upto = np.cumsum(counts)
-    ends = range(0, abi.LATENCY_BUCKETS - 1, 2)  # the last bucket before each octave
-    return tuple((BOUNDS_US[end + 1] / 1e6, int(upto[end])) for end in ends)
+def octaves(counts: Counts) -> tuple[int, ...]:
+    """Return the counts of times up to each of OCTAVE_ENDS_S: a Prometheus histogram."""
+    return tuple(np.cumsum(counts)[_BEFORE_ENDS].tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What was read at one time (of any clock that only goes forward, in seconds).
+
+    ``known``: whether there was a backend, by id. ``rows``: those of the ids in ``moved``, whose
+    rows differ from those of the reading before.
+    """
+
+    at: float
+    known: npt.NDArray[np.bool_]
+    moved: Numbers
+    rows: Table
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyWindow:
     """What was counted over about the last minute; feed it with ``add``.
 
-    ``readings``: the time of each (of any clock that only goes forward, in seconds) and the rows by
-    backend id, oldest first.
+    ``readings``: oldest first; the window begins at the first. ``begun`` and ``last`` are all rows
+    at the first and at the last of them. In between, only what has moved is kept, because whole
+    copies of ten thousand backends' rows are 7 MB each.
     """
 
-    readings: tuple[tuple[float, Mapping[int, Times]], ...] = ()
+    readings: tuple[_Reading, ...] = ()
+    begun: Table = field(default_factory=lambda: _NO_ROWS)
+    last: Table = field(default_factory=lambda: _NO_ROWS)
 
     def is_due(self, at: float) -> bool:
         """Return whether it is time to ``add`` a reading."""
-        return not self.readings or at - self.readings[-1][0] >= STEP_S
+        return not self.readings or at - self.readings[-1].at >= STEP_S
 
-    def add(self, at: float, rows: Mapping[int, Times]) -> Self:
-        """Return the window with the rows read at ``at``."""
-        outside = sum(1 for when, _ in self.readings if when <= at - WINDOW_S)
+    def add(self, at: float, table: Table, ids: Numbers) -> Self:
+        """Return the window with the rows of these backends, read at ``at``."""
+        now = table.copy()
+        known = np.zeros(len(now), np.bool_)
+        known[ids] = True
+        if not self.readings:
+            return type(self)((_Reading(at, known, ids[:0], now[:0]),), now, now)
+        moved = np.flatnonzero((_bytes_of(now) != _bytes_of(self.last)).any(axis=1))
+        readings = (*self.readings, _Reading(at, known, moved, now[moved]))
         # The window starts at the newest reading that is outside of it.
-        return type(self)((*self.readings[max(0, outside - 1) :], (at, rows)))
+        outside = sum(1 for each in self.readings if each.at <= at - WINDOW_S)
+        first = max(0, outside - 1)
+        begun = self.begun.copy() if first else self.begun
+        for each in readings[1 : first + 1]:
+            begun[each.moved] = each.rows
+        return type(self)(readings[first:], begun, now)
 
-    def increase(self, ident: int, field: str, now: Counts) -> Counts:
-        """Return what a backend has counted since the window began.
-
-        A backend that did not exist then, or whose counts went back, has started again at 0.
+    def before(self, ids: Numbers, kind: str) -> Numbers:
+        """Return the counts (of the field ``kind``) of these backends when the window began: a row
+        for each; zeros for a backend that did not exist then.
         """
-        before = self.readings[0][1].get(ident) if self.readings else None
-        if before is None or (now < before[field]).any():
-            return now
-        grown: Counts = now - before[field]
-        return grown
+        if not self.readings:
+            return np.zeros((len(ids), BUCKETS), np.int64)
+        known = self.readings[0].known[ids]
+        return np.where(known[:, np.newaxis], self.begun[kind][ids].astype(np.int64), 0)
 
 
-def read(table: Table, ids: list[int]) -> dict[int, Times]:
-    """Return a copy of the rows of these backends."""
-    return dict(zip(ids, table[ids], strict=True))
+def _bytes_of(table: Table) -> npt.NDArray[np.uint8]:
+    """Return the bytes of each row."""
+    return table.view(np.uint8).reshape(len(table), -1)
+
+
+def recent(table: Table, window: LatencyWindow, ids: Numbers, kind: str) -> Numbers:
+    """Return what these backends have counted since the window began: a row of buckets for each.
+
+    A backend whose counts went back has started again at 0.
+    """
+    now = table[kind][ids].astype(np.int64)
+    grown = now - window.before(ids, kind)
+    return np.where((grown < 0).any(axis=1)[:, np.newaxis], now, grown)
 
 
 def recent_first_bytes(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
     """Return the answers of the last minute, a row of buckets for each of these backends."""
-    now = table[FIRST_BYTE][ids].astype(np.int64)
-    first = window.readings[0][1] if window.readings else {}
-    before = [first[i][FIRST_BYTE] if i in first else _NOTHING for i in ids.tolist()]
-    grown = now - np.array(before, np.int64).reshape(now.shape)
-    return np.where((grown < 0).any(axis=1)[:, np.newaxis], now, grown)
+    return recent(table, window, ids, FIRST_BYTE)
 
 
 def together(rows: Numbers) -> RecentTimes:
@@ -177,15 +208,17 @@ def p99_buckets(table: Table, window: LatencyWindow, ids: Numbers) -> Numbers:
     return np.where(total > 0, buckets, -1)
 
 
-def summary(row: Times, window: LatencyWindow, ident: int, field: str) -> Latency:
-    """Return one kind of times (``field``) of a backend, for display."""
-    counts: Counts = row[field]
-    recent = window.increase(ident, field, counts)
+def summary(table: Table, window: LatencyWindow, ident: int, kind: str) -> Latency:
+    """Return one kind of times of a backend, for display."""
+    counts: Counts = table[kind][ident]
+    if not counts.any():
+        return _NO_TIMES
+    grown: Counts = recent(table, window, np.array([ident]), kind)[0].astype(np.uint64)
     return Latency(
         octaves=octaves(counts),
         count=int(counts.sum()),
-        sum_s=int(row[f"{field}_us"]) / 1e6,
-        recent_count=int(recent.sum()),
-        recent_p50_ms=quantile_ms(recent, 0.5),
-        recent_p99_ms=quantile_ms(recent, 0.99),
+        sum_s=int(table[f"{kind}_us"][ident]) / 1e6,
+        recent_count=int(grown.sum()),
+        recent_p50_ms=quantile_ms(grown, 0.5),
+        recent_p99_ms=quantile_ms(grown, 0.99),
     )

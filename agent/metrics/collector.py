@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -13,37 +15,35 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from agent.dataplane.latency import OCTAVE_ENDS_S
 from agent.metrics.families import chosen
 from agent.metrics.family import Family, Kind, Sample
 from agent.model import BackendMetrics
 from agent.state.snapshot import Latency, Snapshot
 
+_ENDS = tuple(map(str, OCTAVE_ENDS_S))
 
-class SnapshotCollector(Collector):
-    """Collects metrics from the current snapshot. It has no state of its own."""
 
-    def __init__(
-        self, snapshot: Callable[[], Snapshot], of_backends: BackendMetrics = BackendMetrics.ALL
-    ) -> None:
-        self._snapshot = snapshot
-        self._families = tuple(chosen(of_backends))
+@dataclass(frozen=True, slots=True)
+class _Only(Collector):
+    """Collects one metric, so that the library renders it alone."""
+
+    metric: Metric
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._snapshot()
-        for family in self._families:
-            yield _metric(family, family.samples(snapshot))
-
-    def describe(self) -> Iterator[Metric]:
-        """Yield the metrics without samples, so that registering needs no snapshot."""
-        for family in self._families:
-            yield _metric(family, ())
+        yield self.metric
 
 
 def render(snapshot: Snapshot, of_backends: BackendMetrics = BackendMetrics.ALL) -> bytes:
-    """Return the snapshot in Prometheus' text format."""
-    registry = CollectorRegistry()
-    registry.register(SnapshotCollector(lambda: snapshot, of_backends))
-    return generate_latest(registry)
+    """Return the snapshot in Prometheus' text format.
+
+    One family is rendered after the other. Together, the lines of ten thousand backends would take
+    several times the memory of the page, and the agent would keep a part of that for good.
+    """
+    page = io.BytesIO()
+    for family in chosen(of_backends):
+        page.write(generate_latest(_Only(_metric(family, family.samples(snapshot)))))
+    return page.getvalue()
 
 
 def _metric(family: Family, samples: Iterable[Sample]) -> Metric:
@@ -62,5 +62,5 @@ def _metric(family: Family, samples: Iterable[Sample]) -> Metric:
 
 
 def _buckets(times: Latency) -> list[tuple[str, float]]:
-    upto = [(str(end), float(number)) for end, number in times.octaves]
+    upto = zip(_ENDS, map(float, times.octaves), strict=True)
     return [*upto, ("+Inf", float(times.count))]

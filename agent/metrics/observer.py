@@ -230,8 +230,7 @@ class Observer:
         opened = now.backends[counters.BACKEND_TOTALS.index("opened")].tolist()
         self._window = self._window.add(at, dict(zip(known.refs, opened, strict=True)))
         if self._latencies.is_due(at):
-            times = latency.read(tables.backend_latency, known.ids.tolist())
-            self._latencies = self._latencies.add(at, times)
+            self._latencies = self._latencies.add(at, tables.backend_latency, known.ids)
             self.objectives.look(situation.config, known, tables.backend_latency, at)
         self._look_at_answers(situation)
         if at - self._silences_at >= SILENCES_EVERY_S:
@@ -496,7 +495,8 @@ class Observer:
             return load
         times = tables.backend_latency[ident]
         first_byte, handshake = (
-            latency.summary(times, self._latencies, ident, field) for field in latency.FIELDS
+            latency.summary(tables.backend_latency, self._latencies, ident, kind)
+            for kind in latency.FIELDS
         )
         return replace(
             load,

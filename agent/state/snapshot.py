@@ -54,13 +54,14 @@ class BackendCounts:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Times that a backend took. ``octaves``: pairs of seconds and how many took at most so long.
+    """Times that a backend took. ``octaves``: how many took at most as long as each of
+    ``latency.OCTAVE_ENDS_S``.
 
     ``octaves``, ``count`` and ``sum_s`` are since the backend was added; the rest is for about the
     last minute; None: there were none.
     """
 
-    octaves: tuple[tuple[float, int], ...] = ()
+    octaves: tuple[int, ...]
     count: int = 0
     sum_s: float = 0.0
     recent_count: int = 0

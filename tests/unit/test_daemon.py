@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -299,3 +302,39 @@ services: [{name: chat, vip: 10.0.0.10, port: 80, discover: {file: /x}}]
     assert config.services[0].backends == ()
     assert sources == {}, "or nothing could be changed"
     assert "9 backends do not fit" in logs[0]["problem"]
+
+
+LARGE_BETWEEN_SMALL = """
+import sys
+from pathlib import Path
+from agent.daemon import give_memory_back
+
+def resident_mb():
+    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
+
+if sys.argv[1] == "with":
+    give_memory_back()
+bytearray(30 << 20)  # glibc's limit rises to its size when it is freed
+before, large, small = resident_mb(), [], []
+for _ in range(50):
+    large.append(bytearray(b"x") * (1 << 20))
+    small.append(bytes(5000))
+large.clear()
+print(resident_mb() - before)
+"""
+
+
+def kept_mb(how: str) -> float:
+    command = [sys.executable, "-c", LARGE_BETWEEN_SMALL, how]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(ran.stdout)
+
+
+def test_large_blocks_go_back_to_the_kernel():
+    """With 10,000 backends, an agent had 750 MB after scrapes and edits instead of 520."""
+    assert kept_mb("with") < 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps them")
+def test_by_itself_the_c_library_keeps_them():
+    assert kept_mb("without") > 40

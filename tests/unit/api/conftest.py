@@ -90,7 +90,7 @@ services:
       - {name: ns-1, address: "fd00::21", state: drain}
 """
 
-TIMES = Latency(((0.5, 3),), count=4, sum_s=1.5, recent_count=2, recent_p50_ms=250.1234)
+TIMES = Latency((3,), count=4, sum_s=1.5, recent_count=2, recent_p50_ms=250.1234)
 LOAD = Load(
     open=6,
     busy=5,
@@ -99,7 +99,7 @@ LOAD = Load(
     waiting_bytes=4096,
     awaiting=2,
     first_byte=TIMES,
-    handshake=Latency(),
+    handshake=Latency(()),
 )
 FLOW = FlowView(
     "chat",

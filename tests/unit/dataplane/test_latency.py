@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from agent.dataplane import abi, latency
 from agent.dataplane.latency import FIRST_BYTE, HANDSHAKE, LatencyWindow
+from agent.state.snapshot import Latency
 
 
 def counts_of(times_us: list[float]) -> np.ndarray:
@@ -78,42 +79,53 @@ def test_how_many_were_longer_agrees_with_the_quantile(times: list[float], limit
 @given(st.lists(st.floats(0, 300e6), max_size=100))
 def test_octaves_count_all_below_their_end(times: list[float]):
     found = latency.octaves(counts_of(times))
-    assert [end for end, _ in found] == [64e-6 * 2**k for k in range(22)]
-    for end, number in found:
+    assert list(latency.OCTAVE_ENDS_S) == [64e-6 * 2**k for k in range(22)]
+    for end, number in zip(latency.OCTAVE_ENDS_S, found, strict=True):
         assert number == sum(time < end * 1e6 for time in times)
+
+
+def table_of(rows: dict[int, np.ndarray]) -> np.ndarray:
+    table = np.zeros(8, dtype=abi.BACKEND_LATENCY)
+    for ident, row in rows.items():
+        table[ident] = row
+    return table
 
 
 def window_of(*readings: tuple[float, dict[int, np.ndarray]]) -> LatencyWindow:
     window = LatencyWindow()
     for at, rows in readings:
-        window = window.add(at, rows)
+        window = window.add(at, table_of(rows), np.array([*rows]))
     return window
+
+
+def summary(row: np.ndarray, window: LatencyWindow, ident: int, kind: str) -> Latency:
+    return latency.summary(table_of({ident: row}), window, ident, kind)
 
 
 def test_a_summary_tells_of_the_last_minute_and_of_all_time():
     window = window_of((0.0, {5: row([2000] * 100)}))
-    found = latency.summary(row([2000] * 100 + [500_000] * 4), window, 5, FIRST_BYTE)
+    found = summary(row([2000] * 100 + [500_000] * 4), window, 5, FIRST_BYTE)
     assert (found.count, found.recent_count) == (104, 4)
     assert found.sum_s == pytest.approx(0.2 + 2.0)
     assert 0.393 <= found.recent_p50_ms / 1000 <= 0.525
     assert found.recent_p99_ms >= found.recent_p50_ms
-    assert found.octaves[-1][1] == 104
+    assert found.octaves[-1] == 104
 
 
 def test_the_two_kinds_of_times_do_not_mix():
     value = row([500_000], handshake=[100, 100, 100])
-    assert latency.summary(value, LatencyWindow(), 1, HANDSHAKE).count == 3
-    assert latency.summary(value, LatencyWindow(), 1, FIRST_BYTE).count == 1
+    assert summary(value, LatencyWindow(), 1, HANDSHAKE).count == 3
+    assert summary(value, LatencyWindow(), 1, FIRST_BYTE).count == 1
 
 
 def test_a_backend_that_was_not_there_counts_whole():
     window = window_of((0.0, {5: row([100])}))
-    assert latency.summary(row([100] * 3), window, 6, FIRST_BYTE).recent_count == 3
+    assert summary(row([100] * 3), window, 6, FIRST_BYTE).recent_count == 3
 
 
 def test_counts_that_went_back_have_started_again():
     window = window_of((0.0, {5: row([100] * 50 + [9000] * 2)}))
-    found = latency.summary(row([100] * 80 + [9000]), window, 5, FIRST_BYTE)
+    found = summary(row([100] * 80 + [9000]), window, 5, FIRST_BYTE)
     assert found.recent_count == 81
 
 
@@ -123,11 +135,11 @@ def test_a_window_keeps_a_minute_and_no_more():
     for second in range(500):
         at = 1000.0 + second
         if window.is_due(at):
-            window = window.add(at, {1: row([100] * second)})
+            window = window.add(at, table_of({1: row([100] * second)}), np.array([1]))
         assert len(window.readings) <= 8
-    span = at - window.readings[0][0]
+    span = at - window.readings[0].at
     assert latency.WINDOW_S <= span < latency.WINDOW_S + 2 * latency.STEP_S
-    assert latency.summary(row([100] * 499), window, 1, FIRST_BYTE).recent_count == span
+    assert summary(row([100] * 499), window, 1, FIRST_BYTE).recent_count == span
 
 
 def test_the_slowest_twentieth_of_all_backends_in_the_last_minute():
@@ -141,10 +153,44 @@ def test_the_slowest_twentieth_of_all_backends_in_the_last_minute():
 
 def test_rows_are_copies():
     table = np.zeros(4, dtype=abi.BACKEND_LATENCY)
-    held = latency.read(table, [2, 3])
+    window = LatencyWindow().add(0.0, table, np.array([2, 3]))
     table[FIRST_BYTE][2] = 1
-    assert set(held) == {2, 3}
-    assert held[2][FIRST_BYTE].sum() == 0
+    assert latency.recent(table, window, np.array([2, 3]), FIRST_BYTE).any(axis=1).tolist() == [
+        True,
+        False,
+    ]
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30))
+def test_it_counts_as_if_all_rows_of_all_readings_were_kept(steps: list[dict[int, int]]):
+    """In each step, backends are removed, come back with nothing counted, or answer."""
+    table = np.zeros(4, dtype=abi.BACKEND_LATENCY)
+    window, kept = LatencyWindow(), []
+    for number, step in enumerate(steps):
+        at = number * latency.STEP_S
+        for ident, answers in step.items():
+            table[FIRST_BYTE][ident, 0] += answers
+            if not answers:
+                table[ident] = np.zeros(1, dtype=abi.BACKEND_LATENCY)[0]
+        window = window.add(at, table, np.array([*step], np.int64))
+        kept.append((at, {ident: int(table[FIRST_BYTE][ident, 0]) for ident in step}))
+        outside = [rows for when, rows in kept[:-1] if when <= at - latency.WINDOW_S]
+        first = outside[-1] if outside else kept[0][1]
+        now = table[FIRST_BYTE][:, 0].tolist()
+        grown = [count - first.get(ident, 0) for ident, count in enumerate(now)]
+        wanted = [more if more >= 0 else count for more, count in zip(grown, now, strict=True)]
+        found = latency.recent(table, window, np.arange(4), FIRST_BYTE)
+        assert found.sum(axis=1).tolist() == wanted
+
+
+def test_rows_that_do_not_move_are_kept_twice_at_most():
+    table = np.ones(100, dtype=abi.BACKEND_LATENCY)
+    window = LatencyWindow()
+    for number in range(20):
+        table[FIRST_BYTE][7] += 1
+        window = window.add(number * latency.STEP_S, table, np.arange(100))
+    assert len(window.readings) > 5
+    assert sum(len(each.rows) for each in window.readings) <= len(window.readings)
 
 
 def rows(*counts: dict[int, int]) -> np.ndarray:

@@ -60,8 +60,8 @@ LOAD = Load(
     score=7.5,
     waiting_bytes=4096,
     awaiting=2,
-    first_byte=Latency(((0.5, 1), (1.0, 3)), count=4, sum_s=3.25),
-    handshake=Latency(((0.5, 9), (1.0, 9)), count=9, sum_s=0.125),
+    first_byte=Latency((*[0] * 13, 1, *[3] * 8), count=4, sum_s=3.25),
+    handshake=Latency((9,) * 22, count=9, sum_s=0.125),
 )
 
 
