@@ -20,6 +20,7 @@ from agent.errors import DiscoveryError
 COMMAND_S = 30.0
 _MOST_BYTES = 1 << 20
 _PIECE = 1 << 16
+_END_S = 2.0  # for a command that was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +163,26 @@ async def _output(command: Command, where: str) -> bytes:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _ended(process, process.stdout)
     if len(output) > _MOST_BYTES:
         raise _failed(program, f"prints more than {_MOST_BYTES >> 20} MiB", where)
     if status:
         raise _failed(program, f"ended with exit status {status}", where)
     return bytes(output)
+
+
+async def _ended(process: asyncio.subprocess.Process, output: asyncio.StreamReader) -> None:
+    """Wait until a killed command has ended.
+
+    asyncio waits for the end of its output too, and never sees that end if it has stopped reading
+    because nobody took what it had read. A process that left the command's session may hold the
+    output open, and is not waited for.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            while await output.read(_PIECE):
+                pass
+            await process.wait()
 
 
 def _read(output: bytes, command: Command, where: str) -> _Credentials:

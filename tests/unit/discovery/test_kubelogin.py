@@ -279,6 +279,29 @@ def test_a_command_that_fails_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "prints more than" in words("yes")
 
 
+def test_a_command_that_prints_faster_than_it_is_read_ends_too(monkeypatch: pytest.MonkeyPatch):
+    """asyncio had stopped reading, and waited for ever for the end of what it did not read."""
+    read = asyncio.StreamReader.read
+
+    async def late(self: asyncio.StreamReader, most: int = -1) -> bytes:
+        for _ in range(200):
+            if self._paused or self._eof:  # type: ignore[attr-defined]
+                break
+            await asyncio.sleep(0.01)
+        return await read(self, most)
+
+    monkeypatch.setattr(kubelogin, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(asyncio.StreamReader, "read", late)
+    assert "prints more than" in problem(replace(HTTP, command=Command(VERSION, ("yes",))))
+
+
+def test_a_process_that_keeps_the_output_open_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kubelogin, "COMMAND_S", 0.5)
+    monkeypatch.setattr(kubelogin, "_END_S", 0.1)
+    command = Command(VERSION, ("sh", "-c", "setsid sleep 5 & sleep 1000"))
+    assert problem(replace(HTTP, command=command)).endswith("has not ended within 0.5 s")
+
+
 def test_a_command_that_does_not_end_is_killed_with_all_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
