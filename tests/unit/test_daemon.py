@@ -317,7 +317,7 @@ if sys.argv[1] == "with":
 bytearray(30 << 20)  # glibc's limit rises to its size when it is freed
 before, large, small = resident_mb(), [], []
 for _ in range(50):
-    large.append(bytearray(b"x") * (1 << 20))
+    large.append(bytearray(b"x") * (2 << 20))
     small.append(bytes(5000))
 large.clear()
 print(resident_mb() - before)
@@ -331,10 +331,10 @@ def kept_mb(how: str) -> float:
 
 
 def test_large_blocks_go_back_to_the_kernel():
-    """With 10,000 backends, an agent had 750 MB after scrapes and edits instead of 520."""
-    assert kept_mb("with") < 10
+    """With 10,000 backends, an agent had 750 MB after scrapes and edits instead of 550."""
+    assert kept_mb("with") < 20
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps them")
 def test_by_itself_the_c_library_keeps_them():
-    assert kept_mb("without") > 40
+    assert kept_mb("without") > 80
