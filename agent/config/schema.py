@@ -266,7 +266,7 @@ class GlobalSection(Section):
     metrics_backends: Annotated[BackendMetrics, *kinds.choice(BackendMetrics)] = Field(
         BackendMetrics.ALL,
         description="Which metrics are served for each single backend: all of them, about 8 KB "
-        "for a backend; the basic ones, less than 1 KB; or none. docs/metrics.md says "
+        "for a backend; the basic ones, about 0.9 KB; or none. docs/metrics.md says "
         "which ones are basic.",
     )
     status_page: StatusPageSection = Field(

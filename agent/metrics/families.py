@@ -120,9 +120,6 @@ def _program_info(snapshot: Snapshot) -> Iterator[Sample]:
 _SERVICE = ("service",)
 _BACKEND = ("service", "backend")
 
-# Of a share. All 17 digits of a float would be a fifth of the line.
-_SHARE_DIGITS = 8
-
 
 def _counts(noun: str, labels: tuple[str, ...], each: _EachCounts) -> tuple[Family, ...]:
     """Return the families that services and backends have alike."""
@@ -503,14 +500,14 @@ _BACKEND_FAMILIES = (
         Kind.GAUGE,
         "Share of the service's new flows that the ring gives the backend, 0 to 1.",
         _BACKEND,
-        each_backend(lambda b: round(b.share_expected, _SHARE_DIGITS)),
+        each_backend(lambda b: b.share_expected),
     ),
     Family(
         "steelyard_backend_actual_share_ratio",
         Kind.GAUGE,
         "Share of the service's new flows of the last minute that the backend got, 0 to 1.",
         _BACKEND,
-        each_backend(lambda b: round(b.share_actual or 0.0, _SHARE_DIGITS)),
+        each_backend(lambda b: b.share_actual or 0.0),
     ),
     *_counts("backend", _BACKEND, lambda value: each_backend(lambda b: value(b.counts))),
     Family(
@@ -536,12 +533,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 # The metrics of single backends that the rules in deploy/prometheus and a first look at a server
-# need: 0.75 KB for a backend.
+# need.
 BASIC = frozenset(
     {
         "steelyard_backend_up",
         "steelyard_backend_state",
         "steelyard_backend_certificate_expires_timestamp_seconds",
+        "steelyard_backend_effective_weight",
         "steelyard_backend_expected_share_ratio",
         "steelyard_backend_actual_share_ratio",
         "steelyard_backend_new_flows_total",
@@ -549,6 +547,9 @@ BASIC = frozenset(
         "steelyard_open_connections",
         "steelyard_waiting_bytes",
         "steelyard_unanswered_bytes",
+        "steelyard_answers_total",
+        "steelyard_error_answers_total",
+        "steelyard_hangups_total",
         "steelyard_ejections_total",
         "steelyard_telemetry_fresh",
         "steelyard_gpu_failing",

@@ -194,23 +194,6 @@ def test_samples_have_a_value_for_every_label(snapshot):
             assert len(labels) == len(family.labels), family.name
 
 
-def test_a_share_has_eight_digits(snapshot):
-    service = snapshot.services[0]
-    thirds = tuple(
-        replace(backend, share_expected=1 / 3, share_actual=1e-4 / 3)
-        for backend in service.backends
-    )
-    page = render(replace(snapshot, services=(replace(service, backends=thirds),))).decode()
-    told = {
-        (line.split("{")[0], line.split()[-1]) for line in page.splitlines()
-        if "share_ratio{" in line
-    }  # fmt: skip
-    assert told == {
-        ("steelyard_backend_expected_share_ratio", "0.33333333"),
-        ("steelyard_backend_actual_share_ratio", "3.333e-05"),
-    }
-
-
 def test_basic_metrics_of_backends_are_those_and_no_others(snapshot):
     of_backends = {family.name for family in FAMILIES if family.is_of_backends}
     assert of_backends > BASIC
