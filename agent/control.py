@@ -6,7 +6,8 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from agent.files import check_trusted
 from agent.fleet.saved import Saved
 from agent.fleet.versions import Documents, FleetVersion, Trial
 from agent.fleetcontrol import FleetControl
+from agent.garbage import lasting_objects
 from agent.hostfacts import check_accounts, look
 from agent.hosttier import HostTier
 from agent.journal import Journal
@@ -139,7 +141,14 @@ class AgentControl:
             self.fleet = FleetControl(core, saved, self._take_version, lambda: self._base)
         self.tier = HostTier(core.config.socket)
         self._since_file = Planner()
-        self._changing = asyncio.Lock()  # one change of the configuration at a time
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """Make one change of the configuration at a time."""
+        async with self._lock:
+            with lasting_objects():
+                yield
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the tasks that have to run once the agent balances, by name."""
@@ -241,7 +250,7 @@ class AgentControl:
         trial: Trial | None,
         author: Author,
     ) -> tuple[Change, ...]:
-        async with self._changing:
+        async with self._changing():
             # Edits that name what they remove are intended; only a whole set has to be confirmed.
             asks = any(edit.op is EditOp.SERVICES_APPLY for edit in edits) and not confirmed
             confirm = "lbctl apply --yes" if asks else ""
@@ -314,7 +323,7 @@ class AgentControl:
     async def _go_back(
         self, old: Config, service: str | None, dry_run: bool, confirm: str, act: Act
     ) -> tuple[Change, ...]:
-        async with self._changing:
+        async with self._changing():
             base = apply_edits(self._base, [rollback_edit(self._base, old, service)])
             return await self._change(base, dry_run, confirm, act)
 
@@ -380,7 +389,7 @@ class AgentControl:
         self, number: int, documents: Documents, entry: FleetVersion | None
     ) -> None:
         """Run a version of the fleet. Raises SteelyardError if it cannot run here."""
-        async with self._changing:
+        async with self._changing():
             assert self.fleet is not None  # noqa: S101 (it calls this)
             member = self.fleet.member
             if number != member.wanted:
@@ -416,7 +425,7 @@ class AgentControl:
         """Make other targets backends. Raises SteelyardError if they cannot be; nothing changes
         then.
         """
-        async with self._changing:
+        async with self._changing():
             self._own = (await asyncio.to_thread(look)).addresses
             before, self._found = self._found, found
             try:
@@ -509,7 +518,7 @@ class AgentControl:
             await asyncio.sleep(SAVE_AGAIN_S)
             if not self._store.problem:
                 continue
-            async with self._changing:
+            async with self._changing():
                 if await asyncio.to_thread(self._store.write_held):
                     log.info("the changes that were in memory only are saved")
 
@@ -585,7 +594,7 @@ class AgentControl:
             return changes
 
     async def _reload(self, dry_run: bool, confirmed: bool, author: Author) -> tuple[Change, ...]:
-        async with self._changing:
+        async with self._changing():
             if dry_run:
                 return (await self._wanted()).changes
             self._notifier.reloading()

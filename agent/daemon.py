@@ -26,6 +26,7 @@ from agent.dataplane.program import require_root
 from agent.discovery import run as discovery
 from agent.errors import ConfigError, SteelyardError
 from agent.fleetcontrol import saved_of, with_saved
+from agent.garbage import exempt_and_enable, keep_collecting
 from agent.hostfacts import check_accounts, check_memory
 from agent.journal import Journal
 from agent.lock import InstanceLocks
@@ -189,10 +190,12 @@ async def _serve(
             "files": _keep_files(server, locks),
             "journal": journal.keep(),
             "audit log": audit.keep(),
+            "garbage": keep_collecting(),
         }
         running = [group.create_task(coroutine, name=name) for name, coroutine in work.items()]
         try:
             await _unless(stop, core.start())
+            exempt_and_enable()
             if not stop.is_set():
                 await server.start()
                 later = control.tasks() | {

@@ -184,13 +184,12 @@ def run(path: Path, log_level: str, log_format: str, kernel_headers: bool) -> No
     configure(LogLevel(log_level), LogFormat(log_format))
 
     def work() -> None:
-        # Imported modules contain no garbage, so the collector need not look at them, now or later.
+        # What is imported or read at the start stays, so the collector need not look at it. The
+        # agent enables it once it balances.
         gc.disable()
         # Imported here, so that --help and wrong usage need neither BCC nor NumPy.
         from agent.daemon import run as balance
 
-        gc.freeze()
-        gc.enable()
         asyncio.run(balance(path, kernel_headers))
 
     guarded(work)

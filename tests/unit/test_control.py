@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import astuple
@@ -247,6 +248,27 @@ def test_a_reload_with_a_group_that_does_not_exist_is_refused(make: Make) -> Non
         asyncio.run(control.reload(author=Author("alice")))
     assert caught.value.where == f"{path}:8"
     assert core.config.socket_roles.viewer == ("root",)
+
+
+def test_the_garbage_collector_is_off_during_a_change_only(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, core, path = make(0)
+    take, seen = core.take, list[bool]()
+
+    async def taken(config: Config) -> dict[BackendRef, int]:
+        seen.append(gc.isenabled())
+        return await take(config)
+
+    monkeypatch.setattr(core, "take", taken)
+    path.write_text(TEXT.replace("port: 80", "port: 81"))
+    asyncio.run(control.reload())
+    asyncio.run(control.edit(TO_NAT))
+    assert seen == [False, False]
+    path.write_text("services: 1")
+    with pytest.raises(ConfigError):
+        asyncio.run(control.reload())
+    assert gc.isenabled()
 
 
 def test_a_reload_that_would_cut_open_flows_is_refused(make: Make) -> None:

@@ -6,6 +6,7 @@ The signals are real ones; the parts only note what they are told.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import signal
@@ -111,6 +112,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Live:
                 await story(parts, agent)
 
         asyncio.run(both())
+        gc.unfreeze()  # a running agent has exempted what this process had
 
     return run
 
@@ -142,6 +144,21 @@ def test_it_starts_and_ends_in_order(live: Live) -> None:
         ]  # fmt: skip
 
     live(story)
+
+
+def test_garbage_is_collected_once_it_balances(live: Live) -> None:
+    gc.disable()  # as `lb-agent run` does
+
+    async def story(parts: Parts, agent: asyncio.Task[None]) -> None:
+        await parts.running.wait()
+        assert gc.isenabled()
+        send(signal.SIGTERM)
+        await ended(agent)
+
+    try:
+        live(story)
+    finally:
+        gc.enable()
 
 
 def test_a_socket_that_cannot_be_had_changes_nothing(live: Live) -> None:
