@@ -659,9 +659,11 @@ class Core:
         attached = self.dataplane.is_attached()
         why = "" if attached else self.problem or "not attached"
         blocked, now = self._blocked(), self.now.situation
-        if (now.verdicts, blocked) != self._up_counts[0]:  # mostly the same object
-            self._up_counts = (now.verdicts, blocked), up_of(now, blocked)
-        return AgentStatus(attached, why, self._up_counts[1])
+        counted_of, up = self._up_counts
+        if (now.verdicts, blocked) != counted_of:  # mostly the same object
+            up = up_of(now, blocked)
+        self._up_counts = (now.verdicts, blocked), up  # the newest object: compared fast next time
+        return AgentStatus(attached, why, up)
 
     def _blocked(self) -> frozenset[BackendRef]:
         """Return the backends that cannot be reached because of an interface of this host."""

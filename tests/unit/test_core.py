@@ -467,6 +467,31 @@ def test_statistics_that_break_do_not_end_the_balancing(
     play(story)
 
 
+def test_equal_verdicts_of_another_pass_are_compared_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat compared those of ten thousand backends each time until one of them changed."""
+
+    class Verdicts(dict[BackendRef, object]):
+        __hash__ = None  # type: ignore[assignment]
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Verdicts.compared += 1
+            return super().__eq__(other)
+
+    async def story(world: World) -> None:
+        before = world.core._status().services
+        now = world.core.now
+        situation = replace(now.situation, verdicts=Verdicts(now.situation.verdicts))
+        monkeypatch.setattr(world.core, "now", replace(now, situation=situation))
+        for _ in range(5):
+            assert world.core._status().services == before
+        assert Verdicts.compared == 1
+
+    play(story)
+
+
 def test_backends_behind_a_link_without_carrier_count_as_unreachable_from_here(play: Play) -> None:
     async def story(world: World) -> None:
         assert world.core._status().services == {"web": (2, 2), "api": (1, 1)}

@@ -60,6 +60,22 @@ def test_a_flood_that_was_there_at_the_report_is_no_growth():
             )
 
 
+def test_the_common_share_is_that_of_the_mean_of_each_group():
+    """The largest numbers of a backend, and negative corrections, are summed exactly."""
+    most = 2**31 - 1
+    rows = np.array([
+        load(open=most, embryonic=most), load(open=most, embryonic=most, embryonic_fix=-5),
+        load(open=90, embryonic=70, open_fix=-21), load(open=10, embryonic=8, open_fix=-10),
+    ])  # fmt: skip
+    means = load(open=most, embryonic=most, embryonic_fix=-3), load(
+        open=50, embryonic=39, open_fix=-16
+    )
+    group = np.array([0, 0, 2, 2])
+    found = score.common_shares(rows, group, 3)
+    assert found[[0, 2]].tolist() == [int(score.share(row)) for row in means]
+    assert found[1] == score.share(load()), "nobody is in this group"
+
+
 def test_sums_below_zero_count_as_none():
     row = load(open=-4, waiting=-9000)
     assert (score.counted(row), score.waiting_bytes(row)) == (0, 0)
