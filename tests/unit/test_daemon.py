@@ -112,7 +112,6 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Live:
                 await story(parts, agent)
 
         asyncio.run(both())
-        gc.unfreeze()  # a running agent has exempted what this process had
 
     return run
 
