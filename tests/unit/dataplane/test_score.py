@@ -67,8 +67,9 @@ def test_the_common_share_is_that_of_the_mean_of_each_group():
         load(open=most, embryonic=most), load(open=most, embryonic=most, embryonic_fix=-5),
         load(open=90, embryonic=70, open_fix=-21), load(open=10, embryonic=8, open_fix=-10),
     ])  # fmt: skip
-    means = load(open=most, embryonic=most, embryonic_fix=-3), load(
-        open=50, embryonic=39, open_fix=-16
+    means = (
+        load(open=most, embryonic=most, embryonic_fix=-3),
+        load(open=50, embryonic=39, open_fix=-16),
     )
     group = np.array([0, 0, 2, 2])
     found = score.common_shares(rows, group, 3)
