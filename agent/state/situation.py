@@ -98,8 +98,18 @@ def emptied(
     statuses = {ref: health.get(ref, unknown) for ref in refs}
     found = verdicts(part, statuses, seen.hops, influences)
     serving = {ref.service for ref, verdict in found.items() if verdict.usable}
-    served = {ref.service for ref, verdict in seen.verdicts.items() if verdict.usable}
-    return frozenset(s.name for s in part.services if s.name in served - serving)
+    names = {service.name for service in part.services} - serving
+    return frozenset(
+        service.name
+        for service in seen.config.services
+        if service.name in names
+        and any(_is_usable(seen, BackendRef(service.name, b.name)) for b in service.backends)
+    )
+
+
+def _is_usable(seen: Situation, ref: BackendRef) -> bool:
+    verdict = seen.verdicts.get(ref)
+    return verdict is not None and verdict.usable
 
 
 def _missing_source(config: Config, forward: Forward, address: Address, hop: NextHop | None) -> str:
