@@ -181,6 +181,7 @@ class AgentControl:
                 limits=core.limiting.view(core.config, core.now.situation.ids),
                 threats=core.detecting.view({s.name: s for s in core.config.services}),
                 threats_blocked=core.detecting.blocked_total,
+                alerts=core.alerts.view(),
             ),
         )
         return await core.observer.snapshot(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agent.alerts import Alerts
 from agent.companion.watch import Companions
 from agent.config.defaults import check_port
 from agent.config.plan import added_and_removed, changed, gone_backends, part_of
@@ -119,6 +120,13 @@ class Core:
             self.guarding.lists_of,
             self._block_threats,
         )
+        self.alerts = Alerts(
+            self.dataplane,
+            lambda: self.guarding.blocks,
+            self.guarding.lists_of,
+            lambda: self.detecting.sources,
+            self._block_threats,
+        )
         self._holding = Holding(self.dataplane)
         self.companions = Companions(self.dataplane, self._companions_changed)
         self._takeovers: set[asyncio.Task[None]] = set()  # of other balancers' blocks
@@ -153,7 +161,7 @@ class Core:
         """Create or adopt the tables and the program; attach nothing yet."""
         sync = self.config.failover.sync.is_on
         await asyncio.to_thread(self.guarding.load)
-        blocks = self.guarding.is_used
+        blocks = self._blocks_sources(self.config)
         load = self.dataplane.load
         await asyncio.to_thread(load, self.config.services, sync=sync, blocks=blocks)
         await asyncio.to_thread(carry.prepare, self.dataplane)
@@ -209,6 +217,7 @@ class Core:
                     "guard": self.guarding.run(),
                     "limits": self.limiting.run(lambda: self.now.situation),
                     "threats": self.detecting.run(lambda: self.now.situation),
+                    "alerts": self.alerts.run(self._seen),
                     "waiting clients": self._holding.run(self._seen),
                     "companions": self.companions.run(),
                     "speeds": self._tell_speeds(),
@@ -640,9 +649,13 @@ class Core:
     async def _ensure_features(self, config: Config) -> None:
         if not self._started.is_set():
             return
-        sync, blocks = config.failover.sync.is_on, self.guarding.is_used
+        sync, blocks = config.failover.sync.is_on, self._blocks_sources(config)
         needed = self.dataplane.ensure_features
         await asyncio.to_thread(needed, config.services, sync=sync, blocks=blocks)
+
+    def _blocks_sources(self, config: Config) -> bool:
+        """Return whether the program has to support blocks, whatever the services want."""
+        return self.guarding.is_used or config.suricata.blocks
 
     async def _sync_host(self) -> None:
         await self._host.sync(lambda: (self.config, self.dataplane.attachment.mode))

@@ -52,6 +52,7 @@ class Detecting:
         self._last: int | None = None  # the jiffies of the last look
         self._problem = ""  # why sources cannot be blocked
         self.blocked_total = 0  # sources, since the agent began
+        self.sources = 0  # with flows, at the last look
 
     async def run(self, situation: Callable[[], Situation]) -> None:
         """Look at the sources, for ever."""
@@ -82,11 +83,12 @@ class Detecting:
             if each.detect is not Detect.OFF and self._serves(each)
         }
         if not watched:
-            self._watch, self._last = Watch(), None
+            self._watch, self._last, self.sources = Watch(), None, 0
             return 0.0
         before = self._watch
         # In a thread: an attack from very many sources makes this long.
         found, self._watch, spent_s = await asyncio.to_thread(self._judge, now, watched)
+        self.sources = sum(crowd.sources for crowd in found.values())
         _log_changes(before, self._watch, watched)
         await self._act(watched, found)
         return spent_s

@@ -691,6 +691,29 @@ class StatusPage:
     key_file: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Suricata:
+    """Where Suricata writes its alerts, and which of them block their source.
+
+    ``eve`` None: no alerts are read. ``block_severity``: alerts of this severity or a worse one
+    (1 is the worst) block; None: none does because of its severity. ``most_blocked``: a share of
+    the active sources. ``proxies``: who is believed in `X-Forwarded-For`.
+    """
+
+    eve: Path | None = None
+    block_severity: int | None = None
+    block_signatures: tuple[int, ...] = ()
+    log_signatures: tuple[int, ...] = ()
+    block_for_s: float = 600.0
+    most_blocked: float = 0.05
+    proxies: tuple[Network, ...] = ()
+
+    @property
+    def blocks(self) -> bool:
+        """Whether any alert blocks its source."""
+        return self.eve is not None and bool(self.block_severity or self.block_signatures)
+
+
 class Role(enum.Enum):
     """What a caller of the API may do. Each role includes the ones before it."""
 
@@ -814,6 +837,7 @@ class Config:
     services: tuple[Service, ...] = ()
     zones: tuple[Zone, ...] = ()
     lists: tuple[AddressList, ...] = ()
+    suricata: Suricata = field(default_factory=Suricata)
     failover: Failover = field(default_factory=Failover)
     fleet: Fleet = field(default_factory=Fleet)
 

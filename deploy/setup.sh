@@ -144,10 +144,11 @@ END
 packages=(python3 python3-bpfcc python3-venv ethtool iproute2 libatomic1 nftables)
 dev_packages=(bird2 ca-certificates curl dnsmasq-base etcd-client etcd-server git haproxy iperf3
 	iputils-ping keepalived make nginx openssl procps python3-grpcio quickjs
-	slowhttptest)
+	slowhttptest suricata)
 # These packages start a service, now and at every boot, but the tests need only the programs. A
 # service that was installed before is left as it is.
-declare -A services=([bird2]=bird [etcd-server]=etcd [haproxy]=haproxy [keepalived]=keepalived [nginx]=nginx)
+declare -A services=([bird2]=bird [etcd-server]=etcd [haproxy]=haproxy [keepalived]=keepalived [nginx]=nginx
+	[suricata]=suricata)
 
 is_installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
 

@@ -102,7 +102,7 @@ COMMANDS = (
         "threats",
         "lbctl.commands.guard",
         "threats",
-        "Show the sources that behave unlike all others, and those that were blocked for it.",
+        "Show the sources that behave unlike all others, and the alerts of Suricata.",
         SEE,
     ),
     LazyCommand(

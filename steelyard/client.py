@@ -337,7 +337,7 @@ class Client:
         return cast("shapes.Sources", self._agent.post(path))
 
     def guard(self) -> shapes.Guard:
-        """Returns blocks, lists and limits, what they have dropped, and the present threats.
+        """Returns blocks, lists and limits, what they have dropped, and threats and alerts.
 
         `GET /v1/guard`; role viewer.
         """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from agent.api.times import age_s, rfc3339
+from agent.state.alerts import Seen
 from agent.state.blocks import Block, shown
-from agent.state.guardview import LimitView, ListView, ThreatView, Verdicts
+from agent.state.guardview import AlertsView, LimitView, ListView, ThreatView, Verdicts
 from agent.state.queries import TopPage
 from agent.state.snapshot import Snapshot
 from agent.state.threats import sentence
@@ -23,6 +24,7 @@ def guard(snapshot: Snapshot) -> Json:
         "limits": [_limit(each) for each in view.limits],
         "threats": [_threat(each, at) for each in view.threats[:MAX_THREATS]],
         "threats_total": len(view.threats),
+        "alerts": _alerts(view.alerts, at),
         "services": [
             {
                 "name": each.service.name,
@@ -113,6 +115,37 @@ def _threat(each: ThreatView, at: float) -> Json:
         "since_s": age_s(each.since, at),
         "action": each.action.value,
         "address_proven": each.proven,
+    }
+
+
+def _alerts(view: AlertsView, at: float) -> Json:
+    return {
+        "file": None if view.path is None else str(view.path),
+        "problem": view.problem,
+        "recent": [_seen(each, at) for each in view.recent],
+        "counts": [
+            {"severity": severity, "outcome": outcome.value, "alerts": number}
+            for (severity, outcome), number in sorted(
+                view.counts.items(), key=lambda each: (each[0][0], each[0][1].value)
+            )
+        ],
+        "blocked_total": view.blocked,
+        "unreadable_lines_total": view.unreadable,
+        "skipped_bytes_total": view.skipped_bytes,
+    }
+
+
+def _seen(each: Seen, at: float) -> Json:
+    return {
+        "signature": each.signature,
+        "text": each.text,
+        "severity": each.severity,
+        "outcome": each.outcome.value,
+        "source": str(each.source),
+        "server": each.server,
+        "alerts": each.count,
+        "last": rfc3339(each.last),
+        "last_s": age_s(each.last, at),
     }
 
 

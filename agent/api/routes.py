@@ -518,7 +518,7 @@ _PROTECT = (
         "/v1/guard",
         Role.VIEWER,
         "guard",
-        "Returns blocks, lists and limits, what they have dropped, and the present threats.",
+        "Returns blocks, lists and limits, what they have dropped, and threats and alerts.",
         "/v1/guard",
         shapes.Guard,
     ),

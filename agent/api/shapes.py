@@ -36,6 +36,7 @@ from agent.model import (
     TelemetryKind,
     Via,
 )
+from agent.state.alerts import Outcome
 from agent.state.events import EventKind, Fate
 from agent.state.scaling import Cause
 from agent.state.threats import Sign
@@ -1176,6 +1177,52 @@ class Threat(TypedDict):
     address_proven: bool
 
 
+class AlertsSeen(TypedDict):
+    """The alerts of one signature with the same outcome.
+
+    `source` and `server` are those of the last one, which was `last_s` ago. `text`: the
+    signature's. `outcome`: `blocked`, if the source is blocked by this or an earlier alert;
+    `logged`, if the configuration wants no block; `unproven`, if somebody else may have sent it;
+    `spared`, if the source is trusted, ours or a proxy; `bounded`, if as many sources are blocked
+    as may be.
+    """
+
+    signature: int
+    text: str
+    severity: int
+    outcome: Outcome
+    source: str
+    server: str
+    alerts: int
+    last: Time
+    last_s: float
+
+
+class AlertCount(TypedDict):
+    """How many alerts of a severity had an outcome."""
+
+    severity: int
+    outcome: Outcome
+    alerts: int
+
+
+class Alerts(TypedDict):
+    """The alerts of Suricata since the agent began; the latest 50 signatures and outcomes.
+
+    `file` is null if none are read. `blocked_total`: how many sources they have blocked.
+    `unreadable_lines_total`: lines that are none of Suricata's. `skipped_bytes_total`: what was
+    left out because there was too much to read.
+    """
+
+    file: str | None
+    problem: str
+    recent: list[AlertsSeen]
+    counts: list[AlertCount]
+    blocked_total: int
+    unreadable_lines_total: int
+    skipped_bytes_total: int
+
+
 class Guard(TypedDict):
     """Blocks, lists, limits and threats, of which it has at most 1,000.
 
@@ -1189,6 +1236,7 @@ class Guard(TypedDict):
     limits: list[Limit]
     threats: list[Threat]
     threats_total: int
+    alerts: Alerts
     services: list[GuardedService]
     blocked_packets_total: int
     would_block_packets_total: int

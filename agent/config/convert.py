@@ -78,6 +78,7 @@ def to_config(globals_: GlobalSection, services: list[Candidate]) -> Config:
         ),
         zones=globals_.zones,
         lists=globals_.lists,
+        suricata=globals_.suricata.model(),
         failover=to_failover(globals_.failover, globals_.script_user),
         fleet=to_fleet(globals_.fleet),
     )

@@ -23,6 +23,7 @@ from agent.model import MAX_PRIORITY, MAX_WEIGHT, RATE_PERIODS, Rate
 _MAX_SOCKET_PATH = 107
 _MAX_NAME = 64
 MAX_GROUPS = 32  # with one role on the API's socket
+MAX_SIGNATURES = 1024  # of Suricata, in one list
 _MAX_PAYLOAD = 1200  # bytes; a datagram of this size fits every path
 
 type StatusRanges = tuple[tuple[int, int], ...]
@@ -120,6 +121,22 @@ def duration(low_s: float, high_s: float) -> Callable[[object], float]:
         return seconds
 
     return check
+
+
+def _severity(value: object) -> int | None:
+    return None if value in (None, "none") else whole(1, 255)(value)
+
+
+def _signatures(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        refuse(f"{shown(value)} is not a list", "write a list of signature ids: [2024897, 2034567]")
+    if len(value) > MAX_SIGNATURES:
+        refuse(f"{len(value)} signatures are too many", f"give at most {MAX_SIGNATURES}")
+    found = tuple(map(whole(1, 2**32 - 1), value))
+    if len(set(found)) < len(found):
+        twice = next(each for each in found if found.count(each) > 1)
+        refuse(f"{twice} is given twice", "remove one of the two")
+    return found
 
 
 def _rate(value: object) -> Rate | None:
@@ -327,6 +344,11 @@ Escape = Annotated[
     int | None, BeforeValidator(_escape), Kind("`auto`, or bytes, such as `20000`, `64KiB`")
 ]
 Count = Annotated[int, BeforeValidator(whole(1, 100)), Kind("whole number, 1 to 100")]
+Severity = Annotated[
+    int | None, BeforeValidator(_severity), Kind("whole number, 1 to 255, or `none`")
+]
+Signatures = Annotated[tuple[int, ...], BeforeValidator(_signatures), Kind("list of signature ids")]
+BlockTime = Annotated[float, BeforeValidator(duration(1, 30 * 86400)), Kind("duration, 1s to 30d")]
 Seed = Annotated[int, BeforeValidator(whole(0, 2**32 - 1)), Kind("whole number, 0 to 4294967295")]
 TableSize = Annotated[int, BeforeValidator(whole(2, 65_535)), Kind("whole number, 2 to 65535")]
 FlowSlots = Annotated[

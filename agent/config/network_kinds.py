@@ -173,6 +173,17 @@ def clients(value: object) -> Network:
     return network
 
 
+def _proxy(value: object) -> Network:
+    network = clients(value)
+    shortest = _SHORTEST_PREFIX[network.version]
+    if network.prefixlen < shortest:
+        refuse(
+            f"{network} is too large: any host in it could name any client",
+            f"give the proxies' own addresses, or a prefix of /{shortest} or longer",
+        )
+    return network
+
+
 def _zones(value: object) -> tuple[Zone, ...]:
     if not isinstance(value, dict):
         refuse(
@@ -330,6 +341,11 @@ ListNames = Annotated[
     tuple[str, ...],
     BeforeValidator(listed(_list_name, MAX_LISTS, "lists")),
     Kind("list of names of `lists`"),
+]
+Proxies = Annotated[
+    tuple[Network, ...],
+    BeforeValidator(listed(_proxy, 64, "prefixes")),
+    Kind("list of addresses or prefixes"),
 ]
 Addresses = Annotated[
     tuple[Address, ...],

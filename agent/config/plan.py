@@ -46,6 +46,13 @@ LIVE_FIELDS = frozenset(
         "nat.sources_ipv6",
         "zones",
         "lists",
+        "suricata.eve",
+        "suricata.block_severity",
+        "suricata.block_signatures",
+        "suricata.log_signatures",
+        "suricata.block_for",
+        "suricata.most_blocked",
+        "suricata.proxies",
         "failover",
     }
 )

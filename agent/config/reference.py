@@ -47,6 +47,7 @@ from agent.config.service_schema import (
     SloSection,
     TimeoutsSection,
 )
+from agent.config.suricata_schema import SuricataSection
 from agent.config.telemetry_schema import (
     AffinitySection,
     ModelSection,
@@ -139,6 +140,8 @@ _RULES = """\
   `roles`, none of them twice. The user exists on the host on which the agent starts or reloads.
 - A `fleet` with a `name` has `etcd.endpoints`, all of them with TLS or none. A `cert_file` comes
   with a `key_file`, a `user` with a `password_file`.
+- `suricata` has an `eve` if it has anything else, and no signature is both in `block_signatures`
+  and in `log_signatures`.
 - A `status_page` that listens beyond loopback addresses has a `token_file`, a `certificate` and a
   `key_file`.
 
@@ -157,6 +160,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`api`", ApiSection),
     ("`api.roles`", ApiRolesSection),
     ("`audit_log`", AuditLogSection),
+    ("`suricata`", SuricataSection),
     ("`tables`", TablesSection),
     ("`status_page`", StatusPageSection),
     ("`tunnel_source`", TunnelSourceSection),

@@ -140,6 +140,13 @@ def global_fields(config: Config) -> Fields:
         "tables.guard_nodes": config.tables.guard_nodes,
         "zones": {zone.name: [str(prefix) for prefix in zone.clients] for zone in config.zones},
         "lists": {each.name: _list(each) for each in config.lists},
+        "suricata.eve": _path(config.suricata.eve),
+        "suricata.block_severity": config.suricata.block_severity,
+        "suricata.block_signatures": list(config.suricata.block_signatures),
+        "suricata.log_signatures": list(config.suricata.log_signatures),
+        "suricata.block_for": format_duration(config.suricata.block_for_s),
+        "suricata.most_blocked": config.suricata.most_blocked,
+        "suricata.proxies": [str(prefix) for prefix in config.suricata.proxies],
         "failover": failover_document(config.failover),
         "fleet": fleet_document(config.fleet),
     }

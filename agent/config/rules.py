@@ -11,6 +11,7 @@ from agent.config import (
     load_rules,
     nat_rules,
     page_rules,
+    suricata_schema,
     vip_rules,
 )
 from agent.config.candidate import Candidate, Where
@@ -62,6 +63,7 @@ def check(
         others = {"metrics": globals_.metrics, "status_page": globals_.status_page.listen}
         yield from api_schema.check(globals_.api, others)
         yield from fleet_schema.check(globals_.fleet)
+        yield from suricata_schema.check(globals_.suricata)
         yield from failover_rules.check(services, globals_, where)
         yield from _capacity(services, globals_)
 

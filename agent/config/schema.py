@@ -19,6 +19,7 @@ from agent.config.failover_schema import FailoverSection
 from agent.config.fleet_schema import FleetSection
 from agent.config.section import Section
 from agent.config.service_schema import DefaultsSection, ServiceSection
+from agent.config.suricata_schema import SuricataSection
 from agent.model import BackendMetrics, Config, Hook, KernelHeaders, Nat, StatusPage, Tables
 
 _TABLES = Tables()
@@ -321,6 +322,10 @@ class GlobalSection(Section):
         "with an address or a prefix at the start of each line. With `column` and `values` it is "
         "a CSV file with a heading, and only rows whose `column` has one of the `values` count. "
         "Files that change are read again within ten seconds. See guard.md.",
+    )
+    suricata: SuricataSection = Field(
+        default_factory=lambda: SuricataSection.model_validate({}),
+        description="Alerts of an intrusion detection system. Default: none are read.",
     )
     tables: TablesSection = Field(
         default_factory=lambda: TablesSection.model_validate({}), description="Sizes of tables."

@@ -113,6 +113,15 @@ def explain(view: DataplaneView, flow: FiveTuple) -> Explanation:
     return _picked(view, flow, entry, replace(base, steps=tuple(steps), recorded=recorded))
 
 
+def is_connected(view: DataplaneView, flow: FiveTuple) -> bool:
+    """Return whether the flow table has a flow, and its handshake is complete."""
+    entry = _service(view.contents, flow, [])
+    if entry is None:
+        return False
+    recorded, _ = _recorded(view, flow, entry, "")
+    return recorded is not None and recorded.state != STATE_NAMES[abi.FlowState.EMBRYONIC]
+
+
 _IN_SPITE = {
     FAIL_OPEN: "no backend is up: all get new flows (no_backend: any)",
     PANIC: "too few backends are up: all get new flows (panic)",

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from agent.metrics.family import Family, Kind, Sample, Samples, one
 from agent.model import Detect
-from agent.state.guardview import LimitView, ListView
+from agent.state.alerts import Outcome
+from agent.state.guardview import AlertsView, LimitView, ListView
 from agent.state.snapshot import Snapshot
 from agent.state.threats import Sign
 
@@ -15,6 +16,7 @@ _LIST = ("list",)
 
 
 _LIMIT = ("service", "limit")
+_USUAL_SEVERITIES = {1, 2, 3}
 
 
 def _limits(value: Callable[[LimitView], float]) -> Samples:
@@ -41,6 +43,25 @@ def _threats(snapshot: Snapshot) -> Iterator[Sample]:
         if each.service.detect is not Detect.OFF:
             for sign in Sign:
                 yield (each.service.name, sign.value), found[each.service.name, sign]
+
+
+def _alerts(snapshot: Snapshot) -> Iterator[Sample]:
+    alerts = snapshot.guard.alerts
+    if alerts.path is None:
+        return
+    seen = {severity for severity, _ in alerts.counts}
+    # Zeros, too: else the first alerts would not show as an increase.
+    for severity in sorted(seen | _USUAL_SEVERITIES):
+        for outcome in Outcome:
+            yield (str(severity), outcome.value), alerts.counts.get((severity, outcome), 0)
+
+
+def _of_alerts(value: Callable[[AlertsView], float]) -> Samples:
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        if snapshot.guard.alerts.path is not None:
+            yield (), value(snapshot.guard.alerts)
+
+    return samples
 
 
 GUARD_FAMILIES: tuple[Family, ...] = (
@@ -133,6 +154,28 @@ GUARD_FAMILIES: tuple[Family, ...] = (
         "Sources that were blocked because they behaved unlike all others (`detect: block`).",
         (),
         one(lambda s: s.guard.threats_blocked),
+    ),
+    Family(
+        "steelyard_alerts_total",
+        Kind.COUNTER,
+        "Alerts of Suricata that were read, by severity (1 is the worst) and by what became of "
+        "them: `blocked`, `logged`, `unproven`, `spared` or `bounded`.",
+        ("severity", "outcome"),
+        _alerts,
+    ),
+    Family(
+        "steelyard_alerts_blocked_total",
+        Kind.COUNTER,
+        "Sources that were blocked because of an alert of Suricata.",
+        (),
+        _of_alerts(lambda each: each.blocked),
+    ),
+    Family(
+        "steelyard_alerts_broken",
+        Kind.GAUGE,
+        "1 while the file of `suricata.eve` cannot be read, or sources cannot be blocked.",
+        (),
+        _of_alerts(lambda each: int(bool(each.problem))),
     ),
     Family(
         "steelyard_guard_nodes",

@@ -36,8 +36,8 @@ _SECTIONS = (
         ),
     ),
     (
-        "Blocks, lists, limits and threats",
-        ("steelyard_guard_", "steelyard_limit_", "steelyard_threats"),
+        "Blocks, lists, limits, threats and alerts",
+        ("steelyard_guard_", "steelyard_limit_", "steelyard_threats", "steelyard_alerts_"),
     ),
     ("Services", ("steelyard_service_",)),
     ("Backends", ("steelyard_backend_",)),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.model import Address, Detect, Network
+from agent.state.alerts import Outcome, Seen
 from agent.state.blocks import DEFAULT_S, Block
 from agent.state.threats import Threat
 
@@ -52,6 +53,24 @@ class ThreatView:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertsView:
+    """The alerts of Suricata since the agent began; ``path`` None: none are read.
+
+    ``counts``: alerts by severity and outcome. ``blocked``: sources that were blocked.
+    ``unreadable``: lines that are none of Suricata's. ``skipped_bytes``: what was left out because
+    there was too much to read.
+    """
+
+    path: Path | None = None
+    problem: str = ""
+    recent: tuple[Seen, ...] = ()
+    counts: Mapping[tuple[int, Outcome], int] = field(default_factory=dict)
+    blocked: int = 0
+    unreadable: int = 0
+    skipped_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Guarded:
     """Everything that is blocked, listed or limited, and how many packets that has dropped."""
 
@@ -59,6 +78,7 @@ class Guarded:
     lists: tuple[ListView, ...] = ()
     limits: tuple[LimitView, ...] = ()
     threats: tuple[ThreatView, ...] = ()
+    alerts: AlertsView = AlertsView()
     threats_blocked: int = 0  # sources that were blocked as threats, since the agent began
     blocked_packets: int = 0
     would_block_packets: int = 0

@@ -162,9 +162,10 @@ def top(env: Environment, service: str | None, by: str, limit: int, watch_s: flo
 @agent_options
 @pass_environment
 def threats(env: Environment, watch_s: float | None) -> None:
-    """Show the sources that behave unlike all others, and those that were blocked for it.
+    """Show the sources that behave unlike all others, and the alerts of Suricata.
 
-    ACTION is what the service does about such sources (`detect`): log or block.
+    ACTION is what the service does about such sources (`detect`): log or block. OUTCOME is what
+    became of an alert; docs/guard.md explains each.
 
     \b
     Examples:
@@ -390,7 +391,56 @@ def _threats_view(data: Mapping[str, Any]) -> list[object]:
         )
     if blocks := [each for each in data["blocks"] if is_ours(each["why"])]:
         lines += ["", "blocked for it:", *_blocks(blocks)]
-    return [*lines, *_force(data)]
+    return [*lines, *_alerts(data), *_force(data)]
+
+
+_OUTCOMES = {"blocked": "red", "logged": "", "spared": "green"}
+
+
+def _alerts(data: Mapping[str, Any]) -> list[object]:
+    from agent.humanise import age, exact, plural
+    from agent.state.alerts import is_ours
+    from lbctl.layout import Cell, Column, Table
+
+    found = data["alerts"]
+    if found["file"] is None:
+        return []
+    lines: list[object] = ["", f"alerts in {found['file']}:"]
+    if found["recent"]:
+        columns = (
+            Column("SIGNATURE"),
+            Column("SEVERITY", right=True),
+            Column("OUTCOME"),
+            Column("ALERTS", right=True),
+            Column("LAST", right=True),
+            Column("LAST SOURCE"),
+            Column("TO"),
+        )
+        rows = tuple(
+            (
+                Cell(f"{each['signature']} {each['text']}"),
+                Cell(str(each["severity"])),
+                Cell(each["outcome"], _OUTCOMES.get(each["outcome"], "yellow")),
+                Cell(exact(each["alerts"])),
+                Cell(f"{age(each['last_s'])} ago"),
+                Cell(each["source"]),
+                Cell(each["server"]),
+            )
+            for each in found["recent"]
+        )
+        lines.append(Table(columns, rows))
+    else:
+        lines.append("none since the agent began")
+    if found["problem"]:
+        lines.append(f"problem: {found['problem']}")
+    if found["unreadable_lines_total"]:
+        lines.append(f"{plural(found['unreadable_lines_total'], 'line')} could not be read")
+    if found["skipped_bytes_total"]:
+        size = exact(found["skipped_bytes_total"])
+        lines.append(f"{size} bytes were left out: alerts came faster than they can be read")
+    if blocks := [each for each in data["blocks"] if is_ours(each["why"])]:
+        lines += ["", "blocked for an alert:", *_blocks(blocks)]
+    return lines
 
 
 def _top_view(data: Mapping[str, Any]) -> list[object]:

@@ -11,8 +11,9 @@ import pytest
 
 from agent.api import guardviews
 from agent.model import Detect, GuardMode, Protocol, Service, ServiceKey
+from agent.state.alerts import Outcome, Seen
 from agent.state.blocks import Block
-from agent.state.guardview import Guarded, LimitView, ListView, ThreatView, Verdicts
+from agent.state.guardview import AlertsView, Guarded, LimitView, ListView, ThreatView, Verdicts
 from agent.state.queries import TopPage, TopSource
 from agent.state.threats import Evidence, Sign, Threat, why
 
@@ -47,7 +48,7 @@ CHAT = Service(
 )  # fmt: skip
 
 
-class Seen:
+class OfGuard:
     """As much of a snapshot as there is to see."""
 
     def __init__(self, view: Guarded) -> None:
@@ -57,7 +58,7 @@ class Seen:
 
 @pytest.fixture(autouse=True)
 def guarded(agent):
-    agent.guard = guardviews.guard(Seen(VIEW))
+    agent.guard = guardviews.guard(OfGuard(VIEW))
     agent.tested = guardviews.tested(
         Verdicts(ip_address("198.51.100.7"), BLOCK, ("drop",), {"chat": "blocked", "web": "served"})
     )
@@ -165,7 +166,7 @@ def test_what_is_not_in_force_yet_says_so(run, agent) -> None:
 def test_threats_say_who_for_how_long_and_why(run, agent) -> None:
     blocked = Block(ip_network("203.0.113.66/32"), why(THREATS[0].threat), NOW - 70, NOW + 530)
     view = replace(VIEW, threats=THREATS, blocks=(BLOCK, blocked))
-    agent.guard = guardviews.guard(Seen(view))
+    agent.guard = guardviews.guard(OfGuard(view))
     lines = run("threats").out.splitlines()
     assert lines[1].split()[:5] == ["chat", "203.0.113.66", "1m20s", "block", "900"]
     assert lines[2].split()[:4] == ["embed", "2001:db8:66::/64", "9s", "log"]
@@ -177,6 +178,33 @@ def test_threats_say_who_for_how_long_and_why(run, agent) -> None:
     assert "threats  2 sources (lbctl threats)\n" in run("guard", "status").out
     agent.guard["threats_total"] = 1002
     assert "\nand 1,000 more\n" in run("threats").out
+
+
+def test_alerts_are_shown_beside_threats(run, agent) -> None:
+    address = ip_address("203.0.113.66")
+    recent = tuple(
+        Seen(2024897 + number, f"ET SCAN {number}", 2, outcome, address, "10.0.0.10:80", 1200,
+             NOW - 9)
+        for number, outcome in enumerate(Outcome)
+    )  # fmt: skip
+    blocked = Block(ip_network("203.0.113.66/32"), "suricata: 7 ET SCAN", NOW - 70, NOW + 530)
+    view = replace(VIEW, alerts=AlertsView(Path("/var/log/eve.json")))
+    agent.guard = guardviews.guard(OfGuard(view))
+    lines = run("threats").out.splitlines()
+    assert lines[1:] == ["", "alerts in /var/log/eve.json:", "none since the agent began"]
+    full = AlertsView(Path("/x"), "/x: cannot be read", recent, {(2, Outcome.LOGGED): 7}, 1, 3, 99)
+    agent.guard = guardviews.guard(OfGuard(replace(view, alerts=full, blocks=(BLOCK, blocked))))
+    lines = run("threats").out.splitlines()
+    first = "2024897 ET SCAN 0  2  blocked  1,200  9s ago  203.0.113.66  10.0.0.10:80"
+    assert lines[4].split() == first.split()
+    assert lines[9:12] == [
+        "problem: /x: cannot be read",
+        "3 lines could not be read",
+        "99 bytes were left out: alerts came faster than they can be read",
+    ]
+    assert lines[13] == "blocked for an alert:"
+    assert lines[15].split()[:2] == ["203.0.113.66", "8m50s"]
+    assert len(lines) == 16
 
 
 def test_without_threats_it_says_who_is_watched(run, agent) -> None:

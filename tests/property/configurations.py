@@ -44,6 +44,7 @@ from agent.model import (
     Scheduler,
     Service,
     ServiceKey,
+    Suricata,
     SynProtection,
     Tables,
     Telemetry,
@@ -507,6 +508,16 @@ remote_apis = st.just(RemoteApi()) | st.builds(
 )
 _groups = st.lists(st.sampled_from(["adm", "no", "ops"]), max_size=2, unique=True).map(tuple)
 socket_roles = st.builds(RoleNames, viewer=_groups, operator=_groups, admin=_groups)
+suricatas = st.just(Suricata()) | st.builds(
+    Suricata,
+    eve=st.just(Path("/var/log/suricata/a b: #.json")),
+    block_severity=st.none() | st.integers(1, 255),
+    block_signatures=st.sampled_from([(), (2024897, 1)]),
+    log_signatures=st.sampled_from([(), (2**32 - 1,)]),
+    block_for_s=st.integers(1, 30 * 86400).map(float),
+    most_blocked=st.sampled_from([0.0, 0.05, 1.0]),
+    proxies=st.sampled_from([(), (ip_network("10.0.0.20/32"), ip_network("fd00::/64"))]),
+)
 _configs = st.builds(
     Config,
     name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,10}", fullmatch=True),
@@ -549,6 +560,7 @@ _configs = st.builds(
     zones=zones,
     fleet=fleets,
     api=remote_apis,
+    suricata=suricatas,
 )
 
 

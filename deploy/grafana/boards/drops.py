@@ -155,6 +155,30 @@ DROPS = Dashboard(
             ),
         ),
         Row(
+            "Alerts of Suricata",
+            (
+                graph(
+                    "Alerts per minute, by what became of them",
+                    "short",
+                    rate("steelyard_alerts_total", ("outcome", "severity"), factor=60),
+                    about="`unproven`: somebody else may have sent the packet, so nobody is "
+                    "blocked. `bounded`: as many sources as may be are blocked.",
+                ),
+                graph(
+                    "Sources blocked because of an alert, per minute",
+                    "short",
+                    rate("steelyard_alerts_blocked_total", NODE, factor=60),
+                ),
+                graph(
+                    "Alerts are not acted on",
+                    "none",
+                    most("steelyard_alerts_broken", NODE),
+                    about="1: the file cannot be read, or nobody can be blocked. `lbctl threats` "
+                    "says why.",
+                ),
+            ),
+        ),
+        Row(
             "Limits and room",
             (
                 graph(

@@ -20,9 +20,10 @@ from agent.model import (
     Override,
     Target,
 )
+from agent.state.alerts import Outcome, Seen
 from agent.state.blocks import Block
 from agent.state.causes import Cause, Late, Server, Troubles, Unconnected, Unserved
-from agent.state.guardview import Guarded, LimitView, ListView, ThreatView, Verdicts
+from agent.state.guardview import AlertsView, Guarded, LimitView, ListView, ThreatView, Verdicts
 from agent.state.journal import Tally
 from agent.state.moves import Lacking
 from agent.state.slo import Watch
@@ -87,17 +88,23 @@ def test_everything_that_the_guard_has(snapshot, now):
     block = Block(ip_network("192.0.2.0/24"), "port scans", now - 5, now + 5)
     evidence = Evidence(Sign.NEW, 400.0, 0.5, 40)
     threat = Threat("chat", ip_network("192.0.2.7/32"), evidence, 1.0)
+    seen = Seen(
+        7, "scan", 2, Outcome.LOGGED, ip_address("192.0.2.7"), "10.0.0.10:80", 7, now - 5
+    )  # fmt: skip
     guarded = Guarded(
         blocks=(block,),
         lists=(ListView("drop", 3, (Path("/etc/drop"),), now - 5, "", 1, 2, ("chat",)),),
         limits=(LimitView("chat", "new_flows", "10/s", 1, 2, 3),),
         threats=(ThreatView(threat, now - 5, Detect.BLOCK, proven=True),),
+        alerts=AlertsView(Path("/eve"), "", (seen,), {(2, Outcome.LOGGED): 7}, 1, 2, 3),
     )
     body = guardviews.guard(replace(snapshot, guard=guarded))
     assert body["blocks"]
     assert body["lists"]
     assert body["limits"]
     assert body["threats"]
+    assert body["alerts"]["recent"]
+    assert body["alerts"]["counts"] == [{"severity": 2, "outcome": "logged", "alerts": 7}]
     assert body["services"]
     guardviews.tested(Verdicts(ip_address("192.0.2.7"), block, ("drop",), {"chat": "blocked"}))
 
