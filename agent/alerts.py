@@ -5,6 +5,7 @@ blocked that the configuration wants blocked.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import stat
 import time
@@ -36,6 +37,7 @@ LONGEST_LINE = 1 << 16
 _NAMED = 10  # what one look logs one by one
 
 type Blocker = Callable[[tuple[Block, ...]], Awaitable[object]]
+type Judged = tuple[Alert, Outcome, Network]
 
 
 class Follower:
@@ -185,16 +187,18 @@ class Alerts:
 
     async def _look(self, now: Situation, contents: TableContents) -> float:
         """Take one look; return the CPU seconds that it took."""
-        judged, spent_s = await asyncio.to_thread(self._judge, now, contents)
+        judged, scene, spent_s = await asyncio.to_thread(self._judge, now, contents)
         self._tell()
-        if judged:
-            await self._act(now, judged)
+        if scene:
+            await self._act(scene, judged)
         return spent_s
 
     def _judge(
         self, now: Situation, contents: TableContents
-    ) -> tuple[list[tuple[Alert, Outcome, Network]], float]:
-        """Return the new alerts, what becomes of each, and the CPU seconds that this took."""
+    ) -> tuple[list[Judged], Scene | None, float]:
+        """Return the new alerts and what becomes of each, the scene that decided this (None if
+        there are no new alerts), and the CPU seconds that this took.
+        """
         started = time.thread_time()
         found = list[Alert]()
         for line in self._follower.lines() if self._follower else ():
@@ -206,7 +210,7 @@ class Alerts:
                 found += [alert] if alert else []
         scene = self._scene(now, contents) if found else None
         judged = [(each, *alerts.judge(each, scene)) for each in found] if scene else []
-        return judged, time.thread_time() - started
+        return judged, scene, time.thread_time() - started
 
     def _scene(self, now: Situation, contents: TableContents) -> Scene:
         config, plane = now.config, self._dataplane
@@ -227,37 +231,45 @@ class Alerts:
             self._connections[1],
             lambda flow: is_connected(view, flow),
             is_trusted,
-            lambda source: holding(blocks, source) is not None,
+            # With very many blocks, looking through them takes milliseconds.
+            functools.cache(lambda source: holding(blocks, source) is not None),
         )
 
-    async def _act(self, now: Situation, judged: list[tuple[Alert, Outcome, Network]]) -> None:
+    async def _act(self, scene: Scene, judged: list[Judged]) -> None:
         """Block the sources that are to be blocked, and remember what became of the alerts."""
-        suricata, at = now.config.suricata, time.time()
+        suricata, at = scene.suricata, time.time()
         present = active(self._blocks())
         ours = sum(alerts.is_ours(each.why) for each in present.values())
         room = alerts.room(suricata, self._active(), ours)
         new: dict[Network, Block] = {}
+        decided = list[Judged]()
         for alert, outcome, source in judged:
-            if outcome is Outcome.BLOCKED and source not in present and source not in new:
+            if outcome is Outcome.BLOCKED and not (source in new or scene.is_blocked(source)):
                 if len(new) < room:
                     new[source] = alerts.block(alert, source, suricata, at)
                 else:
                     outcome = Outcome.BOUNDED
-            self._note(alert, outcome, source, at)
+            decided.append((alert, outcome, source))
+        failed = set() if await self._try(tuple(new.values())) else set(new)
+        for alert, outcome, source in decided:
+            is_failed = outcome is Outcome.BLOCKED and source in failed
+            self._note(alert, Outcome.FAILED if is_failed else outcome, source, at)
+        self._tell()
+        if not failed:
+            _log_blocks(tuple(new.values()))
+
+    async def _try(self, new: tuple[Block, ...]) -> bool:
+        """Block these sources; return whether that has worked."""
         if not new:
-            return
+            return True
         try:
-            await self._block(tuple(new.values()))
+            await self._block(new)
         except (SteelyardError, OSError) as error:
             self._problem = f"sources are not blocked: {error}"
-            self._tell()
-            return
+            return False
         self._problem = ""
         self._blocked_total += len(new)
-        for each in [*new.values()][:_NAMED]:
-            log.warning("blocked a source", source=str(each.prefix), why=each.why)
-        if len(new) > _NAMED:
-            log.warning("blocked more sources", sources=len(new) - _NAMED)
+        return True
 
     def _note(self, alert: Alert, outcome: Outcome, source: Network, at: float) -> None:
         if (alert.signature, outcome) not in self._recent:
@@ -280,3 +292,10 @@ class Alerts:
         elif self._said and not problem:
             log.info("alerts are read again")
         self._said = problem
+
+
+def _log_blocks(new: tuple[Block, ...]) -> None:
+    for each in new[:_NAMED]:
+        log.warning("blocked a source", source=str(each.prefix), why=each.why)
+    if len(new) > _NAMED:
+        log.warning("blocked more sources", sources=len(new) - _NAMED)

@@ -1184,7 +1184,7 @@ class AlertsSeen(TypedDict):
     signature's. `outcome`: `blocked`, if the source is blocked by this or an earlier alert;
     `logged`, if the configuration wants no block; `unproven`, if somebody else may have sent it;
     `spared`, if the source is trusted, ours or a proxy; `bounded`, if as many sources are blocked
-    as may be.
+    as may be; `failed`, if blocking did not work, for which `problem` of the alerts has the reason.
     """
 
     signature: int

@@ -159,7 +159,7 @@ GUARD_FAMILIES: tuple[Family, ...] = (
         "steelyard_alerts_total",
         Kind.COUNTER,
         "Alerts of Suricata that were read, by severity (1 is the worst) and by what became of "
-        "them: `blocked`, `logged`, `unproven`, `spared` or `bounded`.",
+        "them: `blocked`, `logged`, `unproven`, `spared`, `bounded` or `failed`.",
         ("severity", "outcome"),
         _alerts,
     ),

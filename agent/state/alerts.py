@@ -42,6 +42,7 @@ class Outcome(enum.Enum):
     ``BLOCKED``: its source is blocked, by this alert or an earlier one. ``LOGGED``: the
     configuration wants no block. ``UNPROVEN``: somebody else may have sent it. ``SPARED``: its
     source is trusted, ours or a proxy. ``BOUNDED``: as many sources as allowed are blocked.
+    ``FAILED``: its source was to be blocked, and that did not work.
     """
 
     BLOCKED = "blocked"
@@ -49,6 +50,7 @@ class Outcome(enum.Enum):
     UNPROVEN = "unproven"
     SPARED = "spared"
     BOUNDED = "bounded"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -394,7 +394,7 @@ def _threats_view(data: Mapping[str, Any]) -> list[object]:
     return [*lines, *_alerts(data), *_force(data)]
 
 
-_OUTCOMES = {"blocked": "red", "logged": "", "spared": "green"}
+_OUTCOMES = {"blocked": "red", "logged": "", "spared": "green", "failed": "red"}
 
 
 def _alerts(data: Mapping[str, Any]) -> list[object]:

@@ -197,14 +197,14 @@ def test_alerts_are_shown_beside_threats(run, agent) -> None:
     lines = run("threats").out.splitlines()
     first = "2024897 ET SCAN 0  2  blocked  1,200  9s ago  203.0.113.66  10.0.0.10:80"
     assert lines[4].split() == first.split()
-    assert lines[9:12] == [
+    assert lines[10:13] == [
         "problem: /x: cannot be read",
         "3 lines could not be read",
         "99 bytes were left out: alerts came faster than they can be read",
     ]
-    assert lines[13] == "blocked for an alert:"
-    assert lines[15].split()[:2] == ["203.0.113.66", "8m50s"]
-    assert len(lines) == 16
+    assert lines[14] == "blocked for an alert:"
+    assert lines[16].split()[:2] == ["203.0.113.66", "8m50s"]
+    assert len(lines) == 17
 
 
 def test_without_threats_it_says_who_is_watched(run, agent) -> None:

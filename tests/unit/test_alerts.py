@@ -291,10 +291,22 @@ def test_a_block_that_fails_is_said_once_and_tried_again(world: World) -> None:
     assert world.alerts.view().problem.endswith(world.refusal)
     world.alert()
     assert world.look() == []
+    assert (world.outcomes, world.alerts.view().blocked) == ({"failed": 2}, 0)
     world.refusal = ""
     world.alert()
     assert "blocked a source" in [line["event"] for line in world.look()]
     assert world.alerts.view().problem == ""
+    assert world.outcomes == {"failed": 2, "blocked": 1}
+
+
+def test_whoever_is_in_a_blocked_prefix_gets_no_block_of_his_own(world: World) -> None:
+    """He has proved nothing: his packets end at the block, and his connection may be forged."""
+    prefix = ip_network("10.9.0.0/24")
+    world.blocks[prefix] = Block(prefix, "by hand", 0, 1e12)
+    world.alert()
+    world.look()
+    assert [*world.blocks] == [prefix]
+    assert (world.outcomes, world.alerts.view().blocked) == ({"blocked": 1}, 0)
 
 
 def test_a_file_that_cannot_be_read_is_said_and_so_is_that_it_can_again(world: World) -> None:
