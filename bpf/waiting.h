@@ -520,9 +520,11 @@ static __always_inline bool waiting_client(CTX *ctx, const struct packet *p, str
 		if (!awaits)
 			warm->ack = p->ack;
 		/* A request has arrived with its last segment; a sender sets PSH on the last
-		 * segment of what it was given to send.
+		 * segment of what it was given to send.  The first segment after an interim answer
+		 * counts as well: the last one can come within the jiffy that the interim answer
+		 * has noted, and would change nothing then.
 		 */
-		if (!awaits || p->tcp_flags & TCP_PSH)
+		if (!awaits || warm->interim || p->tcp_flags & TCP_PSH)
 			waiting_clock(warm, awaits);
 		warm->interim = 0;
 		waiting_add(p, warm, backend, tag, fresh, !awaits);

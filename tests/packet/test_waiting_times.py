@@ -85,6 +85,20 @@ def test_a_body_sent_at_once_after_100_continue_starts_the_clock_anew(rig: Rig, 
 
 
 @MODES
+@undisturbed
+def test_a_body_of_two_segments_after_100_continue_starts_the_clock_anew(rig: Rig, forward):
+    """Once, the first of them, which has no PSH, hid from the last that an interim answer had come
+    within its tick: only a body of one segment was timed by itself.
+    """
+    wire = opened(rig, forward).ask(POST)
+    wire.after(LATE_MS).gets(CONTINUE)
+    wire.ask(b"b" * 1000, "A").ask(b"b" * 1000, "PA")
+    wire.gets(ANSWER)
+    assert rig.latency("a")["first_byte"].sum() == 1
+    assert rig.latency("a")["first_byte_us"] < 1000 * LATE_MS
+
+
+@MODES
 def test_the_handshake_takes_from_syn_to_ack(rig: Rig, forward):
     serve(rig, forward)
     wire = Wire(rig)

@@ -80,17 +80,28 @@ def pipelined(door: Door) -> list[Talk]:
     return [Talk((0, 3))]
 
 
-@CASES.enter(everywhere=True)
-def continue_at_once(door: Door) -> list[Talk]:
+def _expecting(door: Door, **order: int) -> list[Talk]:
+    """A body of several segments, sent when the server has asked for it."""
     with clients.body_file(door, 20_000) as body:
         clients.curl(
             door,
             # By itself it waits for a second only, and then sends what it was not asked for yet.
             *("--http1.1", "-H", "Expect: 100-continue", "--expect100-timeout", "60"),
             *("--data-binary", body),
-            requests=[door.url("http", 0, delay_ms=400)],
+            requests=[door.url("http", 0, **order)],
         )
     return [Talk((0,))]
+
+
+@CASES.enter(everywhere=True)
+def continue_at_once(door: Door) -> list[Talk]:
+    return _expecting(door, delay_ms=400)
+
+
+@CASES.enter(everywhere=True)
+def continue_late(door: Door) -> list[Talk]:
+    # The body comes with the acknowledgement of the 100 Continue, all of it within a jiffy.
+    return _expecting(door, interim_ms=600, delay_ms=300)
 
 
 @CASES.enter()
