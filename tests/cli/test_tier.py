@@ -1,4 +1,4 @@
-"""lbctl tier without a tier; tests/netns/test_tier.py has it with one."""
+"""lbctl tier without a tier; tests/netns/tier has it with one."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from lbctl.lab import netns, processes, topology
 from tests.engines import install
 from tests.engines.__main__ import ENGINE_PORT, ENGINES, Engine, text_of_pages
 from tests.netns.site import Site, site, wait_until
-from tests.netns.tier import tier
+from tests.netns.tier.rig import tier
 
 SERVERS = ("be1", "be2", "be3", "be4")
 PORTS = {"least-load": 8001, "affinity": 8002}

@@ -12,7 +12,7 @@ from agent.config.load import parse_document
 from agent.tier.haproxy import Files, Proxy, ProxyError
 from agent.tier.render import rendered
 from agent.tier.settings import Tier
-from tests.netns.tier import free_port
+from tests.netns.tier.rig import free_port
 from tests.pki import Authority
 
 

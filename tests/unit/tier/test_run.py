@@ -11,7 +11,7 @@ import yaml
 
 from agent.tier import keys, run
 from agent.tier.run import MOST_WAITS, Supervisor
-from tests.netns.tier import free_port
+from tests.netns.tier.rig import free_port
 from tests.pki import Authority
 
 

@@ -258,6 +258,16 @@ class TierUnderTest:
         named = {name.lower(): value for name, value in answer.getheaders()}
         return answer.status, named, json.loads(content)
 
+    def curl(self, *words: str) -> str:
+        """The status that curl gets."""
+        done = subprocess.run(
+            ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60",
+             "--cacert", str(self.authority.certificate),
+             "--resolve", f"{HOST}:{self.port}:127.0.0.1", f"https://{HOST}:{self.port}/", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout
+
     def add_key(self, name: str, *limits: str) -> str:
         """Make a key with lbctl, and wait until it is known."""
         made = self.lbctl("keys", "add", name, *limits)
